@@ -1,0 +1,151 @@
+"""Every name warmer uses on the volume and in the warm dir, drawn in one place.
+
+The volume, shared by many pods and written by warmer alone::
+
+    <volume>/v1/                            a new format gets a new directory; never migrated in place
+        pieces/<kind>/<key>/<generation>/   one immutable published directory; generations count from 1
+            key.json                        the named factors the key was made of, for people and diffs
+            files/...                       weights: the model's files, plain, as the engine reads them
+            tree.tar.zst, manifest.json     kernels: one archive, and what is inside it
+            seal.json                       written last: every file's size and sha256
+        staging/<kind>-<key>-<nonce>/       a generation being filled; becomes one by rename
+        locks/<kind>-<key>.lock             held while that key is being filled; never deleted
+        refs/<slug>.json                    what a moving revision resolved to, when the hub was asked
+        quarantine/                         generations found corrupt, moved aside
+
+The warm dir, local to a pod, mounted at the same absolute path in warmer and in the server::
+
+    <warm dir>/
+        cache/<kind>/<family>/...           what the engine's cache variables point at
+        cache/<kind>.restored.json          which generation `cache/<kind>` was unpacked from
+        models/<slug>/<revision>            symlink to the weights' files/: the `--model` string
+        shim/                               package metadata that a renamed engine build lacks
+        handoff/{handoff.json,env,serve,check.py,plan.json}
+        logs/                               what the engine said while kernels were built
+        lock                                one prefill at a time works in a warm dir
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+FORMAT: Final = "v1"
+"""Version of the volume's format: the name of the directory everything lives under."""
+
+SEAL: Final = "seal.json"
+KEY: Final = "key.json"
+FILES: Final = "files"
+ARCHIVE: Final = "tree.tar.zst"
+MANIFEST: Final = "manifest.json"
+
+HANDOFF_FILES: Final = ("check.py", "env", "serve", "handoff.json")
+"""In the order they are written: `handoff.json` last says the others are there."""
+
+
+class Volume:
+    """Paths on a volume. Holds no state but its root and touches no disk.
+
+    Args:
+        root: the directory the volume is mounted at.
+    """
+
+    __slots__ = ("root", "top")
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.top = os.path.join(root, FORMAT)
+
+    @property
+    def pieces(self) -> str:
+        """Every published generation of every kind."""
+        return os.path.join(self.top, "pieces")
+
+    @property
+    def staging(self) -> str:
+        """Generations being filled."""
+        return os.path.join(self.top, "staging")
+
+    @property
+    def quarantine(self) -> str:
+        """Generations found corrupt."""
+        return os.path.join(self.top, "quarantine")
+
+    def kind(self, kind: str) -> str:
+        """All keys of one kind."""
+        return os.path.join(self.pieces, kind)
+
+    def key(self, kind: str, digest: str) -> str:
+        """All generations of one piece."""
+        return os.path.join(self.pieces, kind, digest)
+
+    def generation(self, kind: str, digest: str, number: int) -> str:
+        """One published generation."""
+        return os.path.join(self.pieces, kind, digest, str(number))
+
+    def staged(self, kind: str, digest: str, nonce: str) -> str:
+        """One claim's private directory; unique because the nonce is."""
+        return os.path.join(self.staging, f"{kind}-{digest}-{nonce}")
+
+    def lock(self, kind: str, digest: str) -> str:
+        """The file whose kernel lock means "this key is being filled"."""
+        return os.path.join(self.top, "locks", f"{kind}-{digest}.lock")
+
+    def ref(self, slug: str) -> str:
+        """What the moving revisions of one model last resolved to."""
+        return os.path.join(self.top, "refs", f"{slug}.json")
+
+
+class WarmDir:
+    """Paths in a warm dir. Holds no state but its root and touches no disk.
+
+    Args:
+        root: absolute path, the same in the warmer's container and in the server's.
+    """
+
+    __slots__ = ("root",)
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    @property
+    def cache(self) -> str:
+        """Parent of every kind's tree."""
+        return os.path.join(self.root, "cache")
+
+    def tree(self, kind: str) -> str:
+        """The tree that one kernel kind's cache variables point into."""
+        return os.path.join(self.root, "cache", kind)
+
+    def restored(self, kind: str) -> str:
+        """The record of which generation `tree(kind)` holds."""
+        return os.path.join(self.root, "cache", f"{kind}.restored.json")
+
+    def model(self, slug: str, revision: str) -> str:
+        """The path given to the engine as its model: the same whatever the volume's mount."""
+        return os.path.join(self.root, "models", slug, revision)
+
+    @property
+    def shim(self) -> str:
+        """Package metadata that a renamed engine build lacks."""
+        return os.path.join(self.root, "shim")
+
+    @property
+    def handoff(self) -> str:
+        """What the server container needs."""
+        return os.path.join(self.root, "handoff")
+
+    @property
+    def plan(self) -> str:
+        """The pieces the running prefill wants; lets the probe tell busy from missing."""
+        return os.path.join(self.root, "handoff", "plan.json")
+
+    @property
+    def logs(self) -> str:
+        """What the engine said while kernels were built."""
+        return os.path.join(self.root, "logs")
+
+    @property
+    def lock(self) -> str:
+        """Held by the one prefill that works in this warm dir."""
+        return os.path.join(self.root, "lock")
