@@ -1,0 +1,349 @@
+import hashlib
+import http.client
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import httpx2
+import pytest
+from huggingface_hub import HfApi, constants, errors, file_download, hf_hub_download
+from huggingface_hub.utils import _http
+
+sys.path.insert(0, os.path.dirname(__file__))
+from hub import Hub
+
+REPO, WEIGHTS, TOKEN = "org/tiny", "model.safetensors", "hf_planted"
+FILES = {
+    "config.json": b'{"a": 1}',
+    "empty.txt": b"",
+    WEIGHTS: random.Random(0).randbytes(300_000),  # noqa: S311 - not a secret
+    "sub/deep/notes one.txt": b"notes",
+}
+SIZES = {(path, len(data)) for path, data in FILES.items()}
+
+
+@pytest.fixture
+def root(tmp_path):
+    for path, data in FILES.items():
+        write(tmp_path / "hub", path, data)
+    return tmp_path / "hub"
+
+
+@pytest.fixture(autouse=True)
+def no_telemetry(monkeypatch):
+    """Keeps the client from asking huggingface.co which AI agent it may be run by."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+
+
+@pytest.fixture
+def hub(root):
+    with Hub(root) as hub:
+        yield hub
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds the client would have slept between its own retries."""
+    slept = []
+    for module in (_http, file_download):
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=slept.append))
+    return slept
+
+
+def write(root, path, data):
+    target = root / REPO / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(data)
+
+
+def api(hub, token=False):
+    return HfApi(endpoint=hub.url, token=token)
+
+
+def download(hub, to, name=WEIGHTS, *, repo=REPO, token=False, **more):
+    more |= {"local_dir": to / "local", "cache_dir": to / "cache"}
+    return hf_hub_download(repo, name, endpoint=hub.url, token=token, **more)
+
+
+def content(path):
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+def blob_id(data):
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def test_model_info_tells_the_commit_and_each_file(hub):
+    info = api(hub).model_info(REPO, files_metadata=True)
+    assert (info.sha, info.gated, info.private) == (hub.sha(REPO), False, False)
+    assert len(info.sha) == 40
+    found = {each.rfilename: each for each in info.siblings}
+    assert {(each.rfilename, each.size) for each in info.siblings} == SIZES
+    assert found["config.json"].blob_id == blob_id(FILES["config.json"])
+    assert found["config.json"].lfs is None
+    digest, size = hashlib.sha256(FILES[WEIGHTS]).hexdigest(), len(FILES[WEIGHTS])
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {size}\n"
+    assert found[WEIGHTS].lfs == {"sha256": digest, "size": size, "pointer_size": len(pointer)}
+    assert found[WEIGHTS].blob_id == blob_id(pointer.encode())
+
+
+def test_a_commit_is_found_by_main_and_by_its_sha(hub):
+    assert api(hub).model_info(REPO, revision=hub.sha(REPO)).sha == hub.sha(REPO)
+    info = api(hub).model_info(REPO, revision="main")
+    assert info.sha == hub.sha(REPO)
+    assert info.siblings[0].size is None  # files_metadata was not asked for
+    assert hub.requests[-1] == ("GET", f"/api/models/{REPO}/revision/main")
+
+
+def test_the_tree_holds_files_and_directories(hub):
+    entries = {each.path: each for each in api(hub).list_repo_tree(REPO, recursive=True)}
+    assert set(entries) == {*FILES, "sub", "sub/deep"}
+    assert entries[WEIGHTS].lfs.sha256 == hashlib.sha256(FILES[WEIGHTS]).hexdigest()
+    assert (entries["empty.txt"].lfs, entries["empty.txt"].size) == (None, 0)
+    assert not hasattr(entries["sub"], "size")
+    flat = {each.path for each in api(hub).list_repo_tree(REPO)}
+    assert flat == {"config.json", "empty.txt", WEIGHTS, "sub"}
+    assert [each.path for each in api(hub).list_repo_tree(REPO, "sub")] == ["sub/deep"]
+    with pytest.raises(errors.RemoteEntryNotFoundError):
+        list(api(hub).list_repo_tree(REPO, "nowhere"))
+
+
+def test_metadata_of_a_file(hub):
+    for name in (WEIGHTS, "config.json"):
+        url = f"{hub.url}/{REPO}/resolve/main/{name}"
+        told = file_download.get_hf_file_metadata(url, token=False)
+        data = FILES[name]
+        etag = hashlib.sha256(data).hexdigest() if name == WEIGHTS else blob_id(data)
+        assert (told.commit_hash, told.etag, told.size) == (hub.sha(REPO), etag, len(data))
+        assert told.xet_file_data is None
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_download(hub, tmp_path, name):
+    assert content(download(hub, tmp_path, name)) == FILES[name]
+    path = f"/{REPO}/resolve/main/{name.replace(' ', '%20')}"
+    # The client does not fetch what it knows to be empty.
+    assert hub.requests == [("HEAD", path), ("GET", path)][: 2 if FILES[name] else 1]
+
+
+def test_snapshot_download_by_hf_endpoint(hub, tmp_path):
+    script = "import huggingface_hub as h; h.snapshot_download('org/tiny', local_dir='here')"
+    env = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
+    env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    argv = [sys.executable, "-c", script]
+    subprocess.run(argv, env=os.environ | env, cwd=tmp_path, check=True, timeout=60)
+    assert {path: content(tmp_path / "here" / path) for path in FILES} == FILES
+    assert [method for method, _ in hub.requests].count("HEAD") == len(FILES)
+    assert all(seen.authorized for seen in hub.log)
+    assert TOKEN not in repr(hub.log)
+
+
+def test_a_connection_serves_ranges_one_after_another(hub):
+    weights, path = FILES[WEIGHTS], f"/{REPO}/resolve/main/{WEIGHTS}"
+    connection = http.client.HTTPConnection("127.0.0.1", hub.port, timeout=10)
+    connection.connect()
+    opened = connection.sock
+    for asked, status, told, body in (
+        ("bytes=10-19", 206, "bytes 10-19/300000", weights[10:20]),
+        ("bytes=299990-", 206, "bytes 299990-299999/300000", weights[-10:]),
+        ("bytes=0-999999", 206, "bytes 0-299999/300000", weights),
+        ("bytes=300000-", 416, "bytes */300000", None),
+        ("lines=1-2", 200, None, weights),
+    ):
+        connection.request("GET", path, headers={"Range": asked})
+        answer = connection.getresponse()
+        got = answer.read()
+        assert (answer.status, answer.headers["Content-Range"]) == (status, told)
+        assert body is None or got == body
+        assert hub.log[-1].range == asked
+        assert connection.sock is opened
+    connection.close()
+
+
+def test_changed_content_moves_main(hub, root, tmp_path):
+    first = hub.sha(REPO)
+    write(root, "config.json", b'{"a": 2}')  # same length, at once: only the content differs
+    second = api(hub).model_info(REPO).sha
+    assert second != first
+    with pytest.raises(errors.RevisionNotFoundError):
+        api(hub).model_info(REPO, revision=first)
+    hub.snapshot(REPO)
+    write(root, "config.json", b'{"a": 3}')
+    assert api(hub).model_info(REPO).sha not in {first, second}
+    assert content(download(hub, tmp_path, "config.json", revision=second)) == b'{"a": 2}'
+
+
+@pytest.mark.parametrize(("token", "status"), [(False, 401), (TOKEN, 404)])
+def test_what_does_not_exist(hub, tmp_path, token, status):
+    for ask in (
+        lambda: api(hub, token).model_info("org/none"),
+        lambda: download(hub, tmp_path, repo="org/none", token=token),
+    ):
+        with pytest.raises(errors.RepositoryNotFoundError) as caught:
+            ask()
+        assert caught.value.response.status_code == status
+        assert type(caught.value) is errors.RepositoryNotFoundError
+    with pytest.raises(errors.RevisionNotFoundError):
+        download(hub, tmp_path, revision="no-such", token=token)
+    with pytest.raises(errors.RemoteEntryNotFoundError) as caught:
+        download(hub, tmp_path, "none.json", token=token)
+    assert caught.value.response.headers["X-Repo-Commit"] == hub.sha(REPO)
+
+
+def test_a_private_repo_is_not_there_for_others(root, tmp_path):
+    with Hub(root, private={REPO: TOKEN}) as hub:
+        for token, status in ((False, 401), ("hf_other", 404)):
+            with pytest.raises(errors.RepositoryNotFoundError) as caught:
+                api(hub, token).model_info(REPO)
+            assert caught.value.response.status_code == status
+        assert api(hub, TOKEN).model_info(REPO).private is True
+        assert content(download(hub, tmp_path, token=TOKEN)) == FILES[WEIGHTS]
+        assert [seen.authorized for seen in hub.log] == [False, True, True, True, True]
+
+
+def test_a_gated_repo_lists_but_does_not_download(root, tmp_path):
+    with Hub(root, gated={REPO: TOKEN}) as hub:
+        assert api(hub).model_info(REPO).gated == "manual"
+        for token, status in ((False, 401), ("hf_other", 403)):
+            with pytest.raises(
+                errors.GatedRepoError, match=f"Access to model {REPO} is rest"
+            ) as caught:
+                download(hub, tmp_path, token=token)
+            assert caught.value.response.status_code == status
+        assert content(download(hub, tmp_path, token=TOKEN)) == FILES[WEIGHTS]
+
+
+@pytest.mark.parametrize(
+    ("status", "more", "error"),
+    [
+        (401, {}, errors.GatedRepoError),
+        (403, {}, errors.GatedRepoError),
+        (403, {"code": "", "message": "no scope"}, errors.HfHubHTTPError),
+        (401, {"code": "", "message": "Invalid credentials"}, errors.HfHubHTTPError),
+        (404, {}, errors.RepositoryNotFoundError),
+        (404, {"code": "RevisionNotFound"}, errors.RevisionNotFoundError),
+        (429, {"retry_after": 7}, errors.HfHubHTTPError),
+        (500, {}, errors.HfHubHTTPError),
+    ],
+)
+def test_a_status_ends_in_its_exception(hub, status, more, error):
+    hub.fault(status=status, **more)
+    with pytest.raises(errors.HfHubHTTPError) as caught:
+        api(hub).model_info(REPO)
+    assert type(caught.value) is error
+    assert caught.value.response.status_code == status
+    after = more.get("retry_after")
+    assert caught.value.response.headers.get("Retry-After") == (after and str(after))
+
+
+def test_a_fault_is_limited_by_path_method_and_count(hub, tmp_path, waits):
+    fault = hub.fault(r"/config\.json$", method="GET", status=429, retry_after=2, times=2)
+    assert content(download(hub, tmp_path)) == FILES[WEIGHTS]
+    assert (fault.times, waits) == (2, [])
+    assert content(download(hub, tmp_path, "config.json")) == FILES["config.json"]
+    assert (fault.times, waits) == (0, [3.0, 3.0])
+    hub.fault(status=500)
+    hub.faults.clear()
+    assert api(hub).model_info(REPO).sha == hub.sha(REPO)
+
+
+def test_a_hub_which_stays_broken(hub, tmp_path, waits):
+    hub.fault(status=503)
+    with pytest.raises(errors.LocalEntryNotFoundError) as caught:
+        download(hub, tmp_path)
+    assert caught.value.__cause__.response.status_code == 503
+    assert [method for method, _ in hub.requests] == ["HEAD"] * 7
+    assert waits == [1, 2, 4, 8, 8]
+
+
+def test_a_truncated_body_is_resumed(hub, tmp_path, waits, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # the client drops a partial chunk
+    hub.fault(truncate=123_456, times=1)
+    assert content(download(hub, tmp_path)) == FILES[WEIGHTS]
+    assert [seen.range for seen in hub.log] == [None, None, "bytes=123000-"]
+
+
+def test_a_body_which_never_comes(hub, tmp_path, waits):
+    hub.fault(truncate=0)
+    with pytest.raises(httpx2.RemoteProtocolError, match="received 0 bytes, expected 300000"):
+        download(hub, tmp_path)
+    assert waits == [1] * 5
+    assert not os.path.exists(tmp_path / "local" / WEIGHTS)
+
+
+def test_a_corrupt_body_has_one_wrong_byte_and_the_client_takes_it(hub, tmp_path):
+    hub.fault(corrupt=True)
+    got = content(download(hub, tmp_path))
+    wrong = [at for at, byte in enumerate(FILES[WEIGHTS]) if got[at] != byte]
+    assert (len(got), wrong) == (300_000, [150_000])
+
+
+def test_a_stall_outlasts_the_timeout(hub, tmp_path, waits, monkeypatch):
+    hub.fault(stall=30)
+    with pytest.raises(httpx2.ReadTimeout):
+        api(hub).model_info(REPO, timeout=0.05)
+    monkeypatch.setattr(file_download, "_ETAG_RETRY_TIMEOUT", 0.05)
+    with pytest.raises(errors.LocalEntryNotFoundError) as caught:
+        download(hub, tmp_path, etag_timeout=0.05)
+    assert type(caught.value.__cause__) is httpx2.ReadTimeout
+
+
+def test_a_short_stall_only_delays(hub):
+    hub.fault(stall=0.2)
+    start = time.monotonic()
+    assert api(hub).model_info(REPO).sha == hub.sha(REPO)
+    assert time.monotonic() - start >= 0.2
+
+
+@pytest.mark.parametrize("truncate", [None, 1000])
+def test_a_reset_is_a_reset(hub, tmp_path, truncate):
+    hub.fault(method="GET", reset=True, truncate=truncate)
+    with pytest.raises(httpx2.ReadError, match="reset by peer"):
+        download(hub, tmp_path)
+    assert [method for method, _ in hub.requests] == ["HEAD", "GET"]
+
+
+def test_a_slow_body_takes_its_time_and_close_ends_it(hub, tmp_path):
+    hub.fault(WEIGHTS, rate=1_000_000, times=1)
+    start = time.monotonic()
+    assert content(download(hub, tmp_path)) == FILES[WEIGHTS]
+    assert time.monotonic() - start >= 0.29
+    hub.fault(WEIGHTS, rate=1000)
+    with socket.create_connection(("127.0.0.1", hub.port), timeout=10) as connection:
+        connection.sendall(f"GET /{REPO}/resolve/main/{WEIGHTS} HTTP/1.1\r\n\r\n".encode())
+        received = connection.recv(65536)
+        hub.close()
+        while chunk := connection.recv(65536):
+            received += chunk
+    assert 0 < len(received) < 100_000
+
+
+def test_closed_is_refused_and_the_port_can_come_back(hub, root, tmp_path, waits):
+    assert api(hub).model_info(REPO).sha  # leaves a connection open, which must not answer on
+    hub.close()
+    with pytest.raises(httpx2.ConnectError):
+        api(hub).model_info(REPO)
+    with Hub(root, port=hub.port) as again:
+        assert again.url == hub.url
+        assert content(download(hub, tmp_path)) == FILES[WEIGHTS]
+    hub.close()
+
+
+def test_the_command_serves_a_directory(root, tmp_path):
+    port_file = tmp_path / "port"
+    argv = [sys.executable, os.path.join(os.path.dirname(__file__), "hub.py")]
+    argv += ["--root", str(root), "--port", "0", "--port-file", str(port_file)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        url = process.stdout.readline().strip()
+        assert url == f"http://127.0.0.1:{port_file.read_text().strip()}"
+        shutil.rmtree(root / REPO / "sub")
+        info = HfApi(endpoint=url, token=False).model_info(REPO)
+        assert [each.rfilename for each in info.siblings] == ["config.json", "empty.txt", WEIGHTS]
+        process.terminate()
+    assert process.returncode == -15

@@ -1,0 +1,153 @@
+"""`vllm serve` arguments as data: parsed without vLLM, into one spelling. Pure.
+
+vLLM's parser takes ``--max-model-len 512``, ``--max-model-len=512``, ``--max_model_len 512``,
+``-tp 2``, ``-O2``, ``--compilation-config.mode 3`` and flags with several values. All are read
+here as *flag → list of occurrences, each a list of values*: a superset of what any parser could
+make of them, so that two command lines that read the same are the same, and a difference that
+might matter is never lost.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Final
+
+from warmer.errors import UsageError
+from warmer.model import canonical
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+Flags = dict[str, list[list[str]]]
+
+# Short spellings of vLLM's parser (vllm/engine/arg_utils.py, launchers/cli_args.py in 0.32).
+_SHORT: Final = {
+    "-tp": "--tensor-parallel-size",
+    "-pp": "--pipeline-parallel-size",
+    "-dp": "--data-parallel-size",
+    "-dcp": "--decode-context-parallel-size",
+    "-pcp": "--prefill-context-parallel-size",
+    "-q": "--quantization",
+    "-cc": "--compilation-config",
+    "-sc": "--speculative-config",
+    "-ac": "--attention-config",
+    "-ec": "--eplb-config",
+    "-n": "--nnodes",
+    "-r": "--node-rank",
+    "-asc": "--api-server-count",
+    "-dpn": "--data-parallel-rank",
+    "-dpr": "--data-parallel-start-rank",
+    "-dpl": "--data-parallel-size-local",
+    "-dpa": "--data-parallel-address",
+    "-dpp": "--data-parallel-rpc-port",
+    "-dpb": "--data-parallel-backend",
+    "-dph": "--data-parallel-hybrid-lb",
+    "-dpe": "--data-parallel-external-lb",
+    "-dpm": "--data-parallel-multi-port-external-lb",
+    "-dc": "--diffusion-config",
+    "-ep": "--enable-expert-parallel",
+}
+_NUMBER: Final = re.compile(r"-\d+(\.\d*)?$")
+_SECRET: Final = {"--api-key", "--hf-token"}
+_OWNED: Final = {
+    "--model": "the model comes from warmer's own --model",
+    "--revision": "the revision is part of warmer's --model: hf://org/name@revision",
+    "--code-revision": "remote code comes with the model at its pinned revision",
+    "--download-dir": "the weights are on the volume already",
+}
+
+
+def parse(argv: Sequence[str]) -> Flags:
+    """Read `vllm serve` arguments.
+
+    Args:
+        argv: the words after ``--``; without ``vllm``, ``serve`` and the model.
+
+    Returns:
+        Canonical long flag → occurrences in order, each a list of its values.
+
+    Raises:
+        UsageError: a positional word, a secret, or a flag that warmer owns.
+    """
+    flags: Flags = {}
+    current: list[str] | None = None
+    for word in argv:
+        if word.startswith("-") and word != "-" and not _NUMBER.match(word):
+            name, value = _split(word)
+            current = [] if value is None else [_canonical_value(value)]
+            flags.setdefault(name, []).append(current)
+        elif current is None:
+            raise UsageError(
+                f"got the word {word!r} before any flag of vllm serve, expected flags only",
+                reason="positional-argument",
+                hint="name the model with warmer's --model; after -- come vLLM's flags",
+            )
+        else:
+            current.append(_canonical_value(word))
+    _refuse(flags)
+    return flags
+
+
+def integer(flags: Flags, name: str, default: int) -> int:
+    """Read the last value given to an integer flag.
+
+    Raises:
+        UsageError: the value is not an integer.
+    """
+    occurrences = flags.get(name)
+    if not occurrences:
+        return default
+    text = occurrences[-1][0] if occurrences[-1] else ""
+    try:
+        return int(text)
+    except ValueError as exc:
+        raise UsageError(
+            f"got {name} {text!r}, expected an integer", reason="bad-value"
+        ) from exc
+
+
+def config_files(flags: Flags) -> Iterable[str]:
+    """Name the YAML files whose content is part of the command line (``--config``)."""
+    return [value for occurrence in flags.get("--config", []) for value in occurrence]
+
+
+def _split(word: str) -> tuple[str, str | None]:
+    if not word.startswith("--") and word.startswith("-O") and len(word) > 2:
+        return "--optimization-level", word[2:].lstrip("=")
+    name, sep, value = word.partition("=")
+    head, dot, rest = name.partition(".")
+    if head.startswith("--"):
+        head = "--" + head[2:].replace("_", "-")
+    else:
+        head = _SHORT.get(head, head)
+    if head == "-O":
+        head = "--optimization-level"
+    return head + dot + rest, value if sep else None
+
+
+def _canonical_value(value: str) -> str:
+    """Give JSON objects and lists one spelling; leave every other value as it is."""
+    if value[:1] not in "{[":
+        return value
+    try:
+        return canonical(json.loads(value))
+    except ValueError:
+        return value
+
+
+def _refuse(flags: Flags) -> None:
+    for name in flags:
+        # argparse takes abbreviations, so --api-k is --api-key too.
+        if len(name) > 5 and any(secret.startswith(name) for secret in _SECRET):
+            raise UsageError(
+                f"got {name} among the vLLM arguments, which are written to the handoff",
+                reason="secret-in-argv",
+                hint="give it to the server container as VLLM_API_KEY or HF_TOKEN instead",
+            )
+        if name in _OWNED:
+            raise UsageError(
+                f"got {name} among the vLLM arguments, expected it before --",
+                reason="flag-owned-by-warmer",
+                hint=_OWNED[name],
+            )

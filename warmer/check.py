@@ -1,0 +1,287 @@
+"""The readiness probe: is every piece this pod needs sealed on the volume and restored here?
+
+One file, the standard library alone, Python 3.9 or newer: a copy of it lies in the handoff and
+runs in the server's image as ``python3 -IS /warm/handoff/check.py``. It asks no network and no
+GPU. The fast path imports json and little else (tests/cold asserts the set), and costs one
+``stat`` per sealed file; ``--deep`` re-hashes every file on the volume.
+
+Exit status: 0 warm · 1 not warm · 2 usage · 3 another owner is filling · 5 bytes differ from the
+seal · 6 the volume failed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
+
+USAGE = """\
+Usage: warmer check [--warm-dir DIR] [--deep] [--json]
+
+Readiness: is every piece this pod needs sealed on the volume and restored in the warm dir?
+No network, no GPU, no third-party import. Pieces the handoff goes without are reported as
+cold and do not fail the check: a missing cache never denies a start.
+
+Options:
+  --warm-dir DIR  the pod-local directory (WARMER_WARM_DIR; default /warm, or where a handed-off
+                  check.py lies)
+  --deep          re-hash every sealed file instead of trusting its size
+  --json          print one JSON object
+  --help          print this text
+
+Exit status: 0 warm; 1 not warm, the missing pieces are named; 2 usage; 3 another owner is
+filling; 5 bytes differ from the seal; 6 the volume failed.
+"""
+
+WARM, NOT_WARM, BAD_USAGE, BUSY, CORRUPT, BROKEN = 0, 1, 2, 3, 5, 6
+_GONE = (errno.ENOENT, errno.ENOTDIR)
+
+
+class _Problem(Exception):
+    """One piece's verdict, when it is not warm."""
+
+    def __init__(self, code: int, verdict: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.verdict = verdict
+        self.reason = reason
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run the probe.
+
+    Args:
+        arguments: the words after ``check``.
+        environment: for WARMER_WARM_DIR.
+
+    Returns:
+        The exit status.
+    """
+    warm_dir = environment.get("WARMER_WARM_DIR") or _default_warm_dir()
+    deep = as_json = False
+    words = iter(arguments)
+    for word in words:
+        if word in ("--help", "-h"):
+            sys.stdout.write(USAGE)
+            return WARM
+        if word == "--deep":
+            deep = True
+        elif word == "--json":
+            as_json = True
+        elif word == "--warm-dir":
+            warm_dir = next(words, "")
+        elif word.startswith("--warm-dir="):
+            warm_dir = word.partition("=")[2]
+        else:
+            return _usage(f"got {word!r}, expected an option of warmer check", as_json)
+    if not os.path.isabs(warm_dir):
+        return _usage(f"got --warm-dir {warm_dir!r}, expected an absolute path", as_json)
+    rows, code = check(warm_dir, deep)
+    if as_json:
+        print(json.dumps({"schema_version": 1, "warm": code == WARM, "code": code, "pieces": rows}))
+    else:
+        for row in rows:
+            print(f"{row['verdict']}: {row['kind']} {row['key'][:12]} {row['reason']}".rstrip())
+    return code
+
+
+def check(warm_dir: str, deep: bool) -> tuple[list[dict[str, Any]], int]:  # noqa: FBT001 - no dataclass here
+    """Judge every piece of the handoff.
+
+    Args:
+        warm_dir: absolute path of the pod-local directory.
+        deep: whether to re-hash.
+
+    Returns:
+        One row per piece (kind, key, verdict, reason), and the exit status: the gravest found.
+    """
+    path = os.path.join(warm_dir, "handoff", "handoff.json")
+    try:
+        handoff = _load(path)
+        if handoff["schema_version"] != 1:
+            raise _Problem(NOT_WARM, "foreign", f"{path} is of another version of warmer")
+        pieces = handoff["pieces"]
+        rows = [_row(piece, handoff, deep) for piece in pieces]
+    except _Problem as problem:
+        if problem.verdict == "absent":
+            return _unfinished(warm_dir, problem)
+        return [_as_row("handoff", "", problem)], problem.code
+    except (KeyError, TypeError, AttributeError) as exc:
+        problem = _Problem(NOT_WARM, "corrupt", f"{path} is malformed: {exc!r}")
+        return [_as_row("handoff", "", problem)], NOT_WARM
+    return rows, max((row.pop("code") for row in rows), default=WARM)
+
+
+def _row(piece: Mapping[str, Any], handoff: Mapping[str, Any], deep: bool) -> dict[str, Any]:  # noqa: FBT001 - as check
+    kind, key = piece["kind"], piece["key"]
+    if piece["verdict"] != "sealed":
+        row = _as_row(kind, key, _Problem(WARM, "cold", piece["reason"]))
+        return dict(row, code=WARM)
+    try:
+        _sealed(piece, deep)
+        if kind == "weights":
+            _linked(handoff["model_path"], handoff["model_files"])
+        else:
+            _restored(piece)
+    except _Problem as problem:
+        return dict(_as_row(kind, key, problem), code=problem.code)
+    return {"kind": kind, "key": key, "verdict": "warm", "reason": "", "code": WARM}
+
+
+def _sealed(piece: Mapping[str, Any], deep: bool) -> None:  # noqa: FBT001 - as check
+    directory = piece["directory"]
+    _reopen(os.path.dirname(directory))
+    path = os.path.join(directory, "seal.json")
+    seal = _load(path)
+    try:
+        same = all(seal[name] == piece[name] for name in ("kind", "key", "generation"))
+        files = [(f["path"], f["size"], f["sha256"]) for f in seal["files"]]
+    except (KeyError, TypeError) as exc:
+        raise _Problem(CORRUPT, "corrupt", f"{path} is malformed: {exc!r}") from exc
+    if not same:
+        raise _Problem(CORRUPT, "foreign", f"{path} is the seal of another piece")
+    if deep:
+        files.append(("seal.json", None, piece["seal_sha256"]))
+    for name, size, sha256 in files:
+        file = os.path.join(directory, name)
+        found = _stat(file)
+        if size is not None and found != size:
+            raise _Problem(CORRUPT, "corrupt", f"{file} has {found} bytes, its seal says {size}")
+        if deep and _hash(file) != sha256:
+            raise _Problem(CORRUPT, "corrupt", f"{file} has not the sha256 its seal says")
+
+
+def _restored(piece: Mapping[str, Any]) -> None:
+    record = _load(piece["restored"])
+    if any(record.get(name) != piece[name] for name in ("key", "generation", "seal_sha256")):
+        raise _Problem(NOT_WARM, "stale", "another generation is unpacked in the warm dir")
+
+
+def _linked(link: str, target: str) -> None:
+    try:
+        found = os.readlink(link)
+    except OSError:
+        raise _Problem(NOT_WARM, "absent", f"{link} is no link to the weights") from None
+    if found != target:
+        raise _Problem(NOT_WARM, "stale", f"{link} leads to {found}, expected {target}")
+
+
+def _unfinished(warm_dir: str, absent: _Problem) -> tuple[list[dict[str, Any]], int]:
+    """There is no handoff: say what is missing, and whether somebody is filling it."""
+    try:
+        plan = _load(os.path.join(warm_dir, "handoff", "plan.json"))
+        wanted = [(p["kind"], p["key"], p["directory"], p["lock"]) for p in plan["pieces"]]
+    except (_Problem, KeyError, TypeError):
+        return [_as_row("handoff", "", absent)], NOT_WARM
+    rows = []
+    code = NOT_WARM
+    for kind, key, directory, lock in wanted:
+        problem = _Problem(NOT_WARM, "absent", "not handed off yet")
+        if _published(directory):
+            problem = _Problem(NOT_WARM, "sealed", "on the volume, not handed off yet")
+        elif _locked(lock):
+            code = BUSY
+            problem = _Problem(BUSY, "busy", "another owner is filling it")
+        rows.append(_as_row(kind, key, problem))
+    return rows, code
+
+
+def _published(directory: str) -> bool:
+    try:
+        return any(name.isdigit() for name in os.listdir(directory))
+    except OSError:
+        return False
+
+
+def _locked(path: str) -> bool:
+    import fcntl  # noqa: PLC0415 - only when there is no handoff
+    import struct  # noqa: PLC0415 - as above
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        ask = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
+        answer = fcntl.fcntl(descriptor, getattr(fcntl, "F_OFD_GETLK", 36), ask)
+        return bool(struct.unpack("hhqqi4x", answer)[0] != fcntl.F_UNLCK)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _load(path: str) -> Any:
+    try:
+        with open(path, "rb") as f:
+            value = json.loads(f.read())
+    except OSError as exc:
+        raise _problem(exc, path) from exc
+    except ValueError as exc:
+        raise _Problem(CORRUPT, "corrupt", f"{path} is not JSON: {exc}") from exc
+    if not isinstance(value, dict):
+        raise _Problem(CORRUPT, "corrupt", f"{path} holds no JSON object")
+    return value
+
+
+def _stat(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError as exc:
+        raise _problem(exc, path) from exc
+
+
+def _hash(path: str) -> str:
+    import hashlib  # noqa: PLC0415 - only for --deep
+
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as f:
+            for chunk in iter(lambda: f.read(1 << 20), b""):
+                digest.update(chunk)
+    except OSError as exc:
+        raise _problem(exc, path) from exc
+    return digest.hexdigest()
+
+
+def _reopen(directory: str) -> None:
+    """Make NFS fetch the directory's attributes anew, or a new name stays unseen for 25 s."""
+    try:
+        os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
+    except OSError as exc:
+        raise _problem(exc, directory) from exc
+
+
+def _problem(exc: OSError, path: str) -> _Problem:
+    if exc.errno in _GONE:
+        return _Problem(NOT_WARM, "absent", f"{path} is not there")
+    return _Problem(BROKEN, "unreadable", f"{path}: {exc.strerror}")
+
+
+def _as_row(kind: str, key: str, problem: _Problem) -> dict[str, Any]:
+    return {"kind": kind, "key": key, "verdict": problem.verdict, "reason": problem.reason}
+
+
+def _usage(message: str, as_json: bool) -> int:  # noqa: FBT001 - as check
+    if as_json:
+        error = {"code": BAD_USAGE, "reason": "usage", "message": message, "hint": "--help"}
+        print(json.dumps({"error": error}))
+    else:
+        sys.stderr.write(f"warmer: {message}\nhint: warmer check --help\n")
+    return BAD_USAGE
+
+
+def _default_warm_dir() -> str:
+    here = os.path.dirname(os.path.abspath(__file__))
+    beside = os.path.basename(here) == "handoff" and os.path.basename(__file__) == "check.py"
+    return os.path.dirname(here) if beside else "/warm"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))

@@ -1,0 +1,125 @@
+"""The command line: verbs, signals, and the one place that turns errors into exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import click
+
+from warmer import __version__
+from warmer.cli import logs
+from warmer.errors import EXIT_BUG, EXIT_OK, TerminatedError, UsageError, WarmerError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+# Verb → module and summary, as strings: help imports no verb, and a verb imports only itself.
+VERBS: Final = {
+    "check": ("warmer.cli.check", "Readiness: is everything this pod needs sealed and restored?"),
+    "plan": ("warmer.cli.plan", "Say what is missing and why; change nothing."),
+    "prefill": ("warmer.cli.prefill", "Fill what is missing, restore it, write the handoff."),
+    "report": ("warmer.cli.report", "Phase table of a start, alone or beside a cold one."),
+    "serve": ("warmer.cli.serve", "Start vLLM as its kernels were built."),
+}
+
+
+class _Verbs(click.Group):
+    """Loads a verb's module when the verb is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
+        if cmd_name not in VERBS:
+            return None
+        command = importlib.import_module(VERBS[cmd_name][0]).command
+        assert isinstance(command, click.Command)  # noqa: S101 - a mistake in the table
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
+        with formatter.section("Verbs"):
+            formatter.write_dl([(verb, summary) for verb, (_, summary) in VERBS.items()])
+
+
+@click.command(cls=_Verbs, no_args_is_help=True)
+@click.version_option(__version__, prog_name="warmer")
+def group() -> None:
+    """Fill the caches that make vLLM start slowly, once per fleet, and hand them on.
+
+    Every option has a variable of the same name (--warm-dir is WARMER_WARM_DIR), and a key in
+    the YAML file named by --config; options win over variables, those over the file.
+    """
+
+
+def main() -> NoReturn:
+    """Run one verb; ends the process with the verb's exit status.
+
+    It ends by ``os._exit``: after a failure, threads may still be blocked in a download that
+    nothing is waiting for.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _terminate)
+    as_json = "--json" in _own_words(sys.argv[1:])
+    try:
+        code = _run()
+    except WarmerError as exc:
+        code = exc.exit_code
+        _explain(exc, as_json=as_json)
+    except TerminatedError as exc:
+        code = 128 + exc.signum
+        sys.stderr.write(f"warmer: stopped by {signal.Signals(exc.signum).name}\n")
+    except BrokenPipeError:
+        code = EXIT_OK
+    except Exception:  # noqa: BLE001 - anything else is a bug, and says so
+        code = EXIT_BUG
+        sys.stderr.write(logs.redact(traceback.format_exc()))
+        sys.stderr.write("warmer: this is a bug in warmer; please report it with these lines\n")
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            code = code or EXIT_BUG
+    os._exit(code)
+
+
+def _run() -> int:
+    try:
+        code = group.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        sys.stdout.write(exc.ctx.get_help() + "\n")
+        return UsageError.exit_code
+    except click.ClickException as exc:
+        context = getattr(exc, "ctx", None)
+        where = f"{context.command_path} --help" if context is not None else "warmer --help"
+        raise UsageError(exc.format_message(), reason="usage", hint=where) from exc
+    except click.exceptions.Abort as exc:
+        raise TerminatedError(signal.SIGINT) from exc
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _explain(exc: WarmerError, *, as_json: bool) -> None:
+    message, hint = logs.redact(exc.message), logs.redact(exc.hint)
+    if as_json:
+        error = {"code": exc.exit_code, "reason": exc.reason, "message": message, "hint": hint}
+        sys.stdout.write(json.dumps({"error": error}) + "\n")
+    sys.stderr.write(f"warmer: {message}\n")
+    if hint:
+        sys.stderr.write(f"hint: {hint}\n")
+
+
+def _own_words(words: list[str]) -> list[str]:
+    """Drop what comes after ``--``: those are vLLM's words."""
+    return words[: words.index("--")] if "--" in words else words
+
+
+def _terminate(signum: int, _frame: FrameType | None) -> None:
+    """Unwind once; further signals do not interrupt the clean-up."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise TerminatedError(signum)

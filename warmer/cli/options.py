@@ -1,0 +1,199 @@
+"""The options every verb shares, and how they become one `Settings`."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from warmer import argv, settings
+from warmer.errors import UsageError
+from warmer.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
+
+EXIT_CODES: Final = """\b
+Exit status:
+  0   warm / done
+  1   not warm: pieces are missing (named on stdout)
+  2   usage or configuration error
+  3   another owner is filling, or waiting for it ran past --wait
+  4   the source failed: not found, denied, rate-limited, unreachable
+  5   integrity: bytes are not what the source or the seal says
+  6   the volume or the warm dir failed
+  7   the engine run that builds kernels failed
+  70  a bug in warmer
+  130, 143  interrupted, terminated; staging is cleaned up
+"""
+
+
+def common(function: _F) -> _F:
+    """Add the options that say where things are and what the server will be."""
+    for option in reversed(_COMMON):
+        function = option(function)
+    return function
+
+
+def filling(function: _F) -> _F:
+    """Add the options that say how missing pieces are filled."""
+    for option in reversed(_FILLING):
+        function = option(function)
+    return function
+
+
+def variable(name: str) -> str:
+    """Name the environment variable of an option: ``--warm-dir`` → ``WARMER_WARM_DIR``."""
+    return "WARMER_" + name.lstrip("-").replace("-", "_").upper()
+
+
+def _option(name: str, **kwargs: Any) -> Callable[[_F], _F]:
+    return click.option(name, envvar=variable(name), show_envvar=True, **kwargs)
+
+
+def _load_config(ctx: click.Context, _param: click.Parameter, path: str | None) -> str | None:
+    """Read the YAML file before the other options, as their defaults."""
+    if path is None:
+        return None
+    import yaml  # noqa: PLC0415 - only with --config
+
+    try:
+        with open(path, encoding="utf-8") as f:
+            values = yaml.safe_load(f) or {}
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"got --config {path}, expected a readable file ({exc})", reason="bad-config") from exc
+    except yaml.YAMLError as exc:
+        where = f" in line {exc.problem_mark.line + 1}" if getattr(exc, "problem_mark", None) else ""
+        raise UsageError(f"got --config {path}, expected YAML (an error{where})", reason="bad-config") from exc
+    known = {p.name: p for p in ctx.command.params}
+    if not isinstance(values, dict):
+        raise UsageError(f"got --config {path} with {type(values).__name__}, expected keys and values", reason="bad-config")
+    defaults = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in known or name == "config":
+            raise UsageError(
+                f"got the key {key!r} in {path}, expected one of this verb's options",
+                reason="bad-config",
+                hint=f"known: {', '.join(sorted(n.replace('_', '-') for n in known if n and n != 'config'))}",
+            )
+        many = getattr(known[name], "multiple", False) or known[name].nargs == -1
+        if isinstance(value, list) != many and value is not None:
+            raise UsageError(
+                f"got {key}: {value!r} in {path}, expected {'a list' if many else 'one value'}",
+                reason="bad-config",
+            )
+        defaults[name] = [str(v) for v in value] if isinstance(value, list) else value
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+    return path
+
+
+_COMMON: Final = (
+    _option(
+        "--config",
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=_load_config,
+        help="YAML file with these options as keys; serve-args is a list.",
+    ),
+    _option("--volume", metavar="DIR", required=True, help="The shared volume, as mounted here."),
+    _option(
+        "--warm-dir",
+        metavar="DIR",
+        default=settings.DEFAULT_WARM_DIR,
+        show_default=True,
+        help="Pod-local directory, at the same path in warmer and in the server.",
+    ),
+    _option(
+        "--model",
+        metavar="URI",
+        required=True,
+        help="hf://org/name[@revision], org/name, or file:///dir.",
+    ),
+    _option("--vllm", metavar="PATH", help="The vllm command that will serve; found by default."),
+    _option("--image", metavar="DIGEST", help="Digest of the container image; part of the keys."),
+    _option(
+        "--compile",
+        type=click.Choice(["run", "never"]),
+        default="run",
+        show_default=True,
+        help="Build missing kernels by running the engine once here, or never.",
+    ),
+    _option(
+        "--retry",
+        type=click.FloatRange(min=0),
+        default=settings.DEFAULT_RETRY,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long a failing source is tried again.",
+    ),
+    _option("--json", is_flag=True, help="Print one JSON object on stdout."),
+    click.argument("serve_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM SERVE ARGS]"),
+)
+_FILLING: Final = (
+    _option(
+        "--lock",
+        metavar="URL",
+        default="file",
+        show_default=True,
+        help="Lock that keeps pods from filling the same piece twice: file.",
+    ),
+    _option(
+        "--wait",
+        type=click.FloatRange(min=0),
+        default=settings.DEFAULT_WAIT,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to wait for another owner.",
+    ),
+    _option(
+        "--on-miss",
+        multiple=True,
+        metavar="[KIND=]fail|cold",
+        help="What a piece that cannot be filled means; weights fail, kernels start cold.",
+    ),
+    _option(
+        "--engine-timeout",
+        type=click.FloatRange(min=1),
+        default=settings.DEFAULT_ENGINE_TIMEOUT,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long the engine run may take until it answers.",
+    ),
+)
+
+
+def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Settings:
+    """Turn option values into settings; the one reader of the process environment.
+
+    Raises:
+        UsageError: a value is wrong.
+    """
+    words = tuple(values.get("serve_args") or ())
+    chosen = {
+        name: values[name]
+        for name in ("compile", "retry", "lock", "wait", "engine_timeout", "vllm", "image")
+        if values.get(name) is not None
+    }
+    return Settings(
+        volume=settings.parse_directory(values["volume"], "--volume"),
+        warm_dir=settings.parse_directory(values["warm_dir"], "--warm-dir"),
+        model=settings.parse_model(values["model"]),
+        serve_argv=words,
+        flags=argv.parse(words),
+        on_miss=settings.parse_on_miss(values.get("on_miss") or ()),
+        me=_me(),
+        environment=dict(os.environ if environment is None else environment),
+        **chosen,
+    )
+
+
+def _me() -> str:
+    """Name this process to waiters: the pod where there is one, else host and process."""
+    pod = os.environ.get("POD_NAME") or os.environ.get("HOSTNAME") or socket.gethostname()
+    return f"{pod}/{os.getpid()}"

@@ -1,0 +1,137 @@
+"""Plans and outcomes as a screen of text, or as one JSON object (docs/cli.md)."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from warmer.model import Host, Nearest, Plan, Step
+    from warmer.prefill import Outcome
+    from warmer.settings import Settings
+    from warmer.situation import Situation
+
+SCHEMA_VERSION = 1
+
+
+def plan(situation: Situation, *, as_json: bool, explain: bool) -> None:
+    """Print a plan."""
+    if as_json:
+        click.echo(json.dumps(plan_json(situation), indent=1))
+        return
+    click.echo(f"model  {situation.wanted.model}")
+    click.echo(f"host   {_host(situation.host)}")
+    for kind, key in situation.wanted.keys.items():
+        held = situation.held.held[kind]
+        click.echo(f"{kind:<11}{key.short}  {held.verdict:<8} {held.reason}")
+    for kind, reason in situation.plan.without.items():
+        click.echo(f"{kind:<11}{'-':<12}  cold     {reason}")
+    if situation.plan.empty:
+        click.echo("plan   empty: warm")
+        return
+    click.echo("plan")
+    for number, step in enumerate(situation.plan.steps, 1):
+        click.echo(f"  {number}. {step.action} {step.kind}: {step.reason}{_cost(step)}")
+        if explain and step.nearest is not None:
+            _explain(step.nearest)
+
+
+def plan_json(situation: Situation) -> dict[str, Any]:
+    """Render a plan for programs."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": str(situation.wanted.model),
+        "warm": situation.plan.empty,
+        "pieces": [
+            {
+                "kind": kind,
+                "key": key.digest,
+                "verdict": situation.held.held[kind].verdict,
+                "reason": situation.held.held[kind].reason,
+                "factors": dict(key.factors),
+            }
+            for kind, key in situation.wanted.keys.items()
+        ],
+        "steps": [_step(step) for step in situation.plan.steps],
+        "without": dict(situation.plan.without),
+    }
+
+
+def outcome(done: Outcome, settings: Settings, *, as_json: bool) -> None:
+    """Print what a prefill did."""
+    left = done.left.steps if done.left is not None else ()
+    if as_json:
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "warm": not left and not done.without,
+            "seconds": done.seconds,
+            "bytes": done.bytes,
+            "without": dict(done.without),
+            "left": [_step(step) for step in left],
+            "handoff": f"{settings.warm_dir}/handoff",
+        }
+        click.echo(json.dumps(record, indent=1))
+        return
+    stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in done.seconds.items())
+    click.echo(f"{'warm' if not left and not done.without else 'handed off'}: {stages}")
+    for kind, reason in done.without.items():
+        click.echo(f"  without {kind}: {reason}")
+    for step in left:
+        click.echo(f"  still missing {step.kind}: {step.reason}")
+    click.echo(f"next: {settings.warm_dir}/handoff/serve")
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {
+        "kind": step.kind,
+        "action": step.action,
+        "key": step.key.digest,
+        "verdict": step.verdict,
+        "reason": step.reason,
+        "bytes": step.size,
+        "predicted_seconds": None if step.seconds is None else round(step.seconds, 1),
+        "predicted_from": step.basis,
+        "nearest": None if step.nearest is None else _nearest(step.nearest),
+    }
+
+
+def _nearest(nearest: Nearest) -> dict[str, Any]:
+    return {
+        "key": nearest.digest,
+        "differences": [
+            {"factor": d.factor, "wanted": d.wanted, "held": d.held} for d in nearest.differences
+        ],
+    }
+
+
+def _explain(nearest: Nearest) -> None:
+    click.echo(f"     nearest key {nearest.digest[:12]} differs in")
+    for d in nearest.differences:
+        wanted, held = (json.dumps(v) if v is not None else "not set" for v in (d.wanted, d.held))
+        click.echo(f"       {d.factor}: wanted {wanted}, held {held}")
+
+
+def _cost(step: Step) -> str:
+    parts = []
+    if step.size is not None:
+        parts.append(_bytes(step.size))
+    if step.seconds is not None:
+        parts.append(f"about {step.seconds:.0f} s ({step.basis})")
+    return f" [{', '.join(parts)}]" if parts else ""
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _host(host: Host) -> str:
+    if host.stack is None or host.accelerator is None:
+        return host.missing or "unknown"
+    where = f"{host.accelerator.name} ({host.accelerator.capability})"
+    return f"vLLM {host.stack.vllm}, torch {host.stack.torch}, {where}"

@@ -1,0 +1,242 @@
+"""The one door: staging becomes a published generation here, and nowhere else.
+
+Order, and why each step is where it is:
+
+1. a private staging directory per claim: a zombie of another claim cannot write into it;
+2. every file is complete, then flushed to the volume;
+3. the seal is written and flushed: it exists only when all it names does;
+4. every directory is flushed, leaves first: names are durable too;
+5. the grant is asked one last time, with a round trip;
+6. ``rename`` onto a name that must not exist. A directory never replaces one that is not empty
+   (ENOTEMPTY on ext4, XFS and every NFS): of two claims, one wins and the other learns it;
+7. the parent is flushed.
+
+Killed anywhere before 6, only staging is left; after 6, the generation is whole. A published
+tree is never changed: readers map its files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from warmer import __version__, seal
+from warmer.errors import BusyError, using
+from warmer.layout import KEY, SEAL
+from warmer.observe import inventory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from warmer.fill.locks import Grant
+    from warmer.layout import Volume
+    from warmer.model import Key
+
+_PLACE: Final = "the volume"
+_TAKEN: Final = (errno.ENOTEMPTY, errno.EEXIST)
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """One claim's private directory.
+
+    Attributes:
+        path: absolute; on the volume's filesystem, so that it can be renamed into place.
+        key: what it will be a generation of.
+        nonce: this claim's name.
+    """
+
+    path: str
+    key: Key
+    nonce: str
+
+
+class LostRaceError(BusyError):
+    """Somebody else published this generation first; theirs stands."""
+
+
+class LostGrantError(BusyError):
+    """The lock was lost before publishing; nothing was published."""
+
+
+def begin(volume: Volume, key: Key) -> Staging:
+    """Make a staging directory for one claim.
+
+    Raises:
+        VolumeError: no space, read-only, permission.
+    """
+    nonce = secrets.token_hex(8)
+    path = volume.staged(key.kind, key.digest, nonce)
+    with using(_PLACE):
+        os.makedirs(path)
+    return Staging(path, key, nonce)
+
+
+def discard(staging: Staging) -> None:
+    """Remove a staging directory; what cannot be removed now is left for `warmer gc`."""
+    shutil.rmtree(staging.path, ignore_errors=True)
+
+
+def abandoned(volume: Volume, key: Key) -> list[str]:
+    """List staging directories of a key whose grant the caller holds: their owners are gone."""
+    prefix = os.path.basename(volume.staged(key.kind, key.digest, ""))
+    try:
+        names = os.listdir(volume.staging)
+    except OSError:
+        return []
+    return [os.path.join(volume.staging, name) for name in sorted(names) if name.startswith(prefix)]
+
+
+def publish(
+    volume: Volume,
+    staging: Staging,
+    *,
+    files: Iterable[seal.SealedFile],
+    grant: Grant,
+    after: int,
+    source: str,
+    seconds: float,
+    needs: Mapping[str, int] | None = None,
+) -> int:
+    """Publish what is staged as the generation after `after`.
+
+    Args:
+        volume: where to.
+        staging: what; every file already verified by who put it there.
+        files: the staged files with the size and sha256 they were verified to have.
+        grant: the lock, asked as the last act.
+        after: the highest generation number already taken.
+        source: where the bytes came from; no credentials.
+        seconds: what filling took.
+        needs: kind → generation of another piece this one was built beside.
+
+    Returns:
+        The generation's number.
+
+    Raises:
+        LostGrantError: the lock is no longer ours.
+        LostRaceError: the number is taken.
+        VolumeError: the volume failed; nothing was published.
+    """
+    key = staging.key
+    with using(_PLACE):
+        factors = _write_key(staging)
+        record = seal.Seal(
+            kind=key.kind,
+            key=key.digest,
+            generation=after + 1,
+            nonce=staging.nonce,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            by=f"warmer {__version__}",
+            source=source,
+            seconds=seconds,
+            files=tuple(sorted((*files, factors))),
+            needs=dict(needs or {}),
+        )
+        for file in record.files:
+            _flush(os.path.join(staging.path, file.path))
+        _write(os.path.join(staging.path, SEAL), seal.encode(record))
+        _flush_directories(staging.path)
+        target = volume.generation(key.kind, key.digest, record.generation)
+        parent = os.path.dirname(target)
+        _make_directories(volume.root, parent)
+        if not grant.still_mine():
+            raise LostGrantError(
+                f"got the lock on {key.kind} {key.short} taken away while filling, expected to hold it",
+                reason="lost-lock",
+                hint="nothing was published; run again",
+            )
+        _commit(staging, target)
+        _flush(parent)
+    return record.generation
+
+
+def quarantine(volume: Volume, key: Key, generation: int) -> str:
+    """Move a generation found corrupt aside, under its key's grant; it is looked at no more.
+
+    Returns:
+        Where it is now.
+
+    Raises:
+        VolumeError: the volume failed.
+    """
+    source = volume.generation(key.kind, key.digest, generation)
+    name = f"{key.kind}-{key.digest}-{generation}-{secrets.token_hex(4)}"
+    target = os.path.join(volume.quarantine, name)
+    with using(_PLACE):
+        _make_directories(volume.root, volume.quarantine)
+        os.rename(source, target)
+        _flush(volume.quarantine)
+        _flush(os.path.dirname(source))
+    return target
+
+
+def _commit(staging: Staging, target: str) -> None:
+    """Rename into place; an error may hide a success, which the nonce in the seal settles."""
+    try:
+        os.rename(staging.path, target)
+    except OSError as exc:
+        if _published_nonce(target) == staging.nonce:
+            return
+        if exc.errno in _TAKEN:
+            raise LostRaceError(
+                f"got generation {os.path.basename(target)} of {staging.key.kind} "
+                f"{staging.key.short} published by another owner, expected it free",
+                reason="lost-race",
+                hint="theirs is complete; run again to use it",
+            ) from exc
+        raise
+
+
+def _published_nonce(target: str) -> str | None:
+    with contextlib.suppress(Exception):  # whatever is wrong with it, it is not our publish
+        return inventory.read_seal(target)[0].nonce
+    return None
+
+
+def _write_key(staging: Staging) -> seal.SealedFile:
+    key = staging.key
+    record = {"kind": key.kind, "digest": key.digest, "factors": dict(key.factors)}
+    data = json.dumps(record, indent=1, sort_keys=True).encode() + b"\n"
+    _write(os.path.join(staging.path, KEY), data)
+    return seal.SealedFile(KEY, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def _flush(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_directories(top: str) -> None:
+    for directory, _, _ in os.walk(top, topdown=False):
+        _flush(directory)
+
+
+def _make_directories(root: str, path: str) -> None:
+    """Make `path` and flush every directory that gained a name, up to `root`."""
+    missing = []
+    while path != root and not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for directory in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory)
+        _flush(os.path.dirname(directory))

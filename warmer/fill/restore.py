@@ -1,0 +1,117 @@
+"""A sealed kernel generation → the warm dir, at the absolute path it was built at.
+
+The tree is unpacked beside its place and swapped in by rename, and the record of what it is
+comes last: a killed restore is done again. The chain of trust is seal → manifest → member.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from typing import TYPE_CHECKING
+
+from warmer.errors import IntegrityError, using
+from warmer.fill import archive
+from warmer.layout import ARCHIVE, MANIFEST
+from warmer.observe import inventory
+from warmer.seal import ForeignSealError
+
+if TYPE_CHECKING:
+    from warmer.layout import Volume, WarmDir
+    from warmer.model import Key
+
+
+def read_manifest(volume: Volume, key: Key, generation: int) -> tuple[archive.Manifest, str]:
+    """Read a published generation's manifest, checked against its seal.
+
+    Returns:
+        The manifest, and the sha256 of the seal it was checked against.
+
+    Raises:
+        IntegrityError: it is not what the seal says.
+        VolumeError: the volume failed.
+    """
+    directory = volume.generation(key.kind, key.digest, generation)
+    with using("the volume"):
+        record, seal_data = inventory.read_seal(directory)
+        path = os.path.join(directory, MANIFEST)
+        with open(path, "rb") as f:
+            data = f.read()
+    sealed = {file.path: file.sha256 for file in record.files}
+    if sealed.get(MANIFEST) != hashlib.sha256(data).hexdigest():
+        raise IntegrityError(
+            f"got {path} with other bytes than its seal says, expected the sealed manifest",
+            reason="hash-mismatch",
+            hint="run `warmer verify` to move it aside, then `warmer prefill`",
+        )
+    return archive.parse(data, where=path), hashlib.sha256(seal_data).hexdigest()
+
+
+def intact(volume: Volume, key: Key, generation: int) -> bool:
+    """Re-hash a published generation; False where a byte differs from its seal.
+
+    Raises:
+        VolumeError: the volume failed.
+    """
+    directory = volume.generation(key.kind, key.digest, generation)
+    with using("the volume"):
+        try:
+            record, _ = inventory.read_seal(directory)
+            for file in record.files:
+                with open(os.path.join(directory, file.path), "rb") as f:
+                    if hashlib.file_digest(f, "sha256").hexdigest() != file.sha256:
+                        return False
+        except (FileNotFoundError, IntegrityError, ForeignSealError):
+            return False
+    return True
+
+
+def restore(volume: Volume, warm: WarmDir, key: Key, generation: int) -> archive.Manifest:
+    """Unpack a generation into the warm dir and record it.
+
+    Returns:
+        What the tree now holds.
+
+    Raises:
+        IntegrityError: the archive is not what its seal says; the old tree stays.
+        VolumeError: the volume or the warm dir failed.
+    """
+    manifest, seal_sha256 = read_manifest(volume, key, generation)
+    source = os.path.join(volume.generation(key.kind, key.digest, generation), ARCHIVE)
+    fresh = f"{warm.tree(key.kind)}.{secrets.token_hex(4)}"
+    try:
+        with using("the warm dir or the volume"):
+            os.makedirs(warm.cache, exist_ok=True)
+            archive.unpack(source, manifest, fresh)
+            forget(warm, key)
+            os.rename(fresh, warm.tree(key.kind))
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    record(warm, key, generation, seal_sha256)
+    return manifest
+
+
+def forget(warm: WarmDir, key: Key) -> None:
+    """Drop the kind's tree and its record: what is there came from an unfinished run."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(warm.restored(key.kind))
+    tree = warm.tree(key.kind)
+    if os.path.lexists(tree):
+        old = f"{tree}.{secrets.token_hex(4)}.old"
+        os.rename(tree, old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def record(warm: WarmDir, key: Key, generation: int, seal_sha256: str) -> None:
+    """Record that the kind's tree is what this generation holds."""
+    entry = {"key": key.digest, "generation": generation, "seal_sha256": seal_sha256}
+    path = warm.restored(key.kind)
+    with using("the warm dir"):
+        with open(path + ".tmp", "w", encoding="utf-8") as f:
+            json.dump(entry, f)
+        os.replace(path + ".tmp", path)

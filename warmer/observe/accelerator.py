@@ -1,0 +1,95 @@
+"""What the kernels would run on: an NVIDIA GPU by NVML or nvidia-smi, or this CPU."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+
+from warmer.model import Accelerator
+
+
+def gpu() -> Accelerator | None:
+    """Describe the GPUs this process can see; None where there are none.
+
+    Several models of GPU in one pod are named together, so that such a pod never shares
+    kernels with a pod of one kind.
+    """
+    found = _nvml() or _nvidia_smi()
+    if not found:
+        return None
+    names = sorted({name for name, _, _ in found})
+    capabilities = sorted({capability for _, capability, _ in found})
+    return Accelerator(
+        kind="gpu",
+        name=" + ".join(names),
+        capability=";".join(capabilities),
+        driver=found[0][2],
+        count=len(found),
+    )
+
+
+def cpu(cpuinfo: str = "/proc/cpuinfo") -> Accelerator:
+    """Describe this CPU by model and instruction set; compiled C++ fits no narrower one."""
+    fields: dict[str, str] = {}
+    try:
+        with open(cpuinfo, encoding="utf-8", errors="replace") as f:
+            for line in f:
+                name, sep, value = line.partition(":")
+                if not sep:
+                    break
+                fields[name.strip()] = value.strip()
+    except OSError:
+        pass
+    flags = " ".join(sorted(fields.get("flags", fields.get("Features", "")).split()))
+    return Accelerator(
+        kind="cpu",
+        name=fields.get("model name", fields.get("CPU part", "unknown")),
+        capability=f"isa-{hashlib.sha256(flags.encode()).hexdigest()[:16]}",
+    )
+
+
+def _nvml() -> list[tuple[str, str, str]]:
+    try:
+        import pynvml  # noqa: PLC0415 - the CPU path need not load it
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        found = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+            found.append((_text(pynvml.nvmlDeviceGetName(handle)), f"{major}.{minor}", driver))
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
+    return found
+
+
+def _nvidia_smi() -> list[tuple[str, str, str]]:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    query = "--query-gpu=name,compute_cap,driver_version"
+    try:
+        done = subprocess.run(
+            [command, query, "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+    return [(row[0], row[1], row[2]) for row in rows if len(row) == 3]
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

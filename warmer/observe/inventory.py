@@ -1,0 +1,209 @@
+"""What the volume and the warm dir hold, judged piece by piece. Reads only.
+
+On NFS a name that was looked for before it existed is not seen until the directory's attributes
+are fetched again, up to 25 s later; opening the directory fetches them. Every look here reopens
+the directory first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import statistics
+from typing import TYPE_CHECKING, Any, Final
+
+from warmer import keys, seal
+from warmer.errors import IntegrityError, VolumeError, using
+from warmer.layout import KEY, SEAL, Volume, WarmDir
+from warmer.model import KERNEL_KINDS, Held, Inventory, Key, Kind, Nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_NEIGHBOURS: Final = 64
+"""Keys of one kind read to find the nearest and to predict: enough for people, bounded on NFS."""
+
+
+def require(volume: Volume) -> None:
+    """Insist that the volume is there.
+
+    Raises:
+        VolumeError: it is not, or it is no directory.
+    """
+    if not os.path.isdir(volume.root):
+        raise VolumeError(
+            f"got no directory at {volume.root}, expected the mounted volume",
+            reason="missing",
+            hint="mount the volume there, or name it with --volume",
+        )
+
+
+def observe(volume: Volume, warm: WarmDir, wanted: Mapping[Kind, Key]) -> Inventory:
+    """Judge every wanted piece.
+
+    Raises:
+        VolumeError: the volume cannot be read.
+    """
+    with using("the volume"):
+        seals: dict[Kind, seal.Seal] = {}
+        held = {kind: _judge(volume, key, seals) for kind, key in wanted.items()}
+        held |= _stale(held, seals)
+        nearest: dict[Kind, Nearest] = {}
+        rates: dict[Kind, float] = {}
+        for kind, key in wanted.items():
+            if held[kind].verdict == "sealed":
+                continue
+            neighbours = dict(_neighbours(volume, key))
+            found = keys.nearest(key, neighbours.items())
+            if found is not None:
+                nearest[kind] = found
+            rate = _rate(volume, kind, [key.digest, *neighbours])
+            if rate is not None:
+                rates[kind] = rate
+    restored = {k: _restored(warm, wanted[k], h) for k, h in held.items() if k in KERNEL_KINDS}
+    held |= {k: dataclasses.replace(held[k], restored=True) for k, yes in restored.items() if yes}
+    return Inventory(held, nearest, rates)
+
+
+def generations(volume: Volume, kind: Kind, digest: str) -> list[int]:
+    """List the generation numbers published under a key, newest first."""
+    try:
+        names = _listdir(volume.key(kind, digest))
+    except FileNotFoundError:
+        return []
+    return sorted((int(n) for n in names if n.isdecimal() and n[0] != "0"), reverse=True)
+
+
+def read_seal(directory: str) -> tuple[seal.Seal, bytes]:
+    """Read the seal of a published or staged generation.
+
+    Raises:
+        FileNotFoundError: there is none.
+        IntegrityError: it is malformed.
+        ForeignSealError: it is of another format.
+    """
+    path = os.path.join(directory, SEAL)
+    with open(path, "rb") as f:
+        data = f.read()
+    return seal.parse(data, where=path), data
+
+
+def judge_generation(volume: Volume, key: Key, number: int) -> tuple[Held, seal.Seal | None]:
+    """Judge one published generation by its seal and the sizes of its files."""
+    directory = volume.generation(key.kind, key.digest, number)
+    try:
+        record, data = read_seal(directory)
+    except FileNotFoundError:
+        return Held("partial", f"generation {number} has lost its seal", number), None
+    except IntegrityError as exc:
+        return Held("corrupt", exc.message, number), None
+    except seal.ForeignSealError as exc:
+        return Held("foreign", f"generation {number} has another format: {exc}", number), None
+    if (record.kind, record.key) != (key.kind, key.digest):
+        return Held("foreign", f"generation {number} carries the seal of another piece", number), None
+    missing, wrong = _broken(directory, record)
+    common: dict[str, Any] = {
+        "generation": number,
+        "size": record.size,
+        "broken": tuple(missing + wrong),
+        "seal_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    if wrong:
+        return Held("corrupt", f"{wrong[0]} has not the size its seal says", **common), record
+    if missing:
+        return Held("partial", f"{len(missing)} files are gone, {missing[0]} first", **common), record
+    return Held("sealed", f"generation {number}", **common), record
+
+
+def _judge(volume: Volume, key: Key, seals: dict[Kind, seal.Seal]) -> Held:
+    numbers = generations(volume, key.kind, key.digest)
+    if not numbers:
+        return Held("absent", "nothing is published under this key")
+    worst: Held | None = None
+    for number in numbers:
+        held, record = judge_generation(volume, key, number)
+        if held.verdict == "sealed" and record is not None:
+            seals[key.kind] = record
+            return dataclasses.replace(held, highest=numbers[0])
+        worst = worst or held
+    return dataclasses.replace(worst or Held("absent", ""), highest=numbers[0])
+
+
+def _stale(held: Mapping[Kind, Held], seals: Mapping[Kind, seal.Seal]) -> dict[Kind, Held]:
+    """Find sealed pieces built beside a generation of another piece that is no longer there."""
+    found: dict[Kind, Held] = {}
+    for kind, record in seals.items():
+        for other in KERNEL_KINDS:
+            need = record.needs.get(other, 0)
+            if other in held and held[other].verdict == "sealed" and held[other].generation < need:
+                reason = f"built beside {other} generation {need}; {held[other].generation} is there"
+                found[kind] = dataclasses.replace(held[kind], verdict="stale", reason=reason)
+    return found
+
+
+def _broken(directory: str, record: seal.Seal) -> tuple[list[str], list[str]]:
+    missing: list[str] = []
+    wrong: list[str] = []
+    for file in record.files:
+        try:
+            size = os.stat(os.path.join(directory, file.path)).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            missing.append(file.path)
+            continue
+        if size != file.size:
+            wrong.append(file.path)
+    return missing, wrong
+
+
+def _neighbours(volume: Volume, key: Key) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        digests = sorted(_listdir(volume.kind(key.kind)))
+    except FileNotFoundError:
+        return
+    for digest in digests[:_NEIGHBOURS]:
+        numbers = generations(volume, key.kind, digest)
+        if digest == key.digest or not numbers:
+            continue
+        path = os.path.join(volume.generation(key.kind, digest, numbers[0]), KEY)
+        try:
+            with open(path, "rb") as f:
+                factors = json.load(f)["factors"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if isinstance(factors, dict):
+            yield digest, factors
+
+
+def _rate(volume: Volume, kind: Kind, digests: list[str]) -> float | None:
+    """Median of what earlier fills recorded: bytes per second for weights, else seconds."""
+    seen: list[float] = []
+    for digest in digests[:16]:
+        for number in generations(volume, kind, digest)[:1]:
+            try:
+                record, _ = read_seal(volume.generation(kind, digest, number))
+            except (OSError, IntegrityError, seal.ForeignSealError):
+                continue
+            if record.seconds > 0:
+                seen.append(record.size / record.seconds if kind == "weights" else record.seconds)
+    return statistics.median(seen) if seen else None
+
+
+def _restored(warm: WarmDir, key: Key, held: Held) -> bool:
+    try:
+        with open(warm.restored(key.kind), "rb") as f:
+            record = json.load(f)
+        found = (record["key"], record["generation"], record["seal_sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    same = found == (key.digest, held.generation, held.seal_sha256)
+    return same and os.path.isdir(warm.tree(key.kind))
+
+
+def _listdir(path: str) -> list[str]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return os.listdir(descriptor)
+    finally:
+        os.close(descriptor)

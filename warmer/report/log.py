@@ -1,0 +1,281 @@
+"""Read the log of one vLLM start: seconds per phase, and whether the compile cache was used.
+
+A line may carry our supervisor's clock, ``[+12.345] ``: seconds since the process started. Without
+it the only clock is vLLM's own stamp, in whole seconds and not before its first line. Durations
+that vLLM prints itself are exact either way. Phases may overlap, and do not add up to the total:
+what no line tells about is in no phase.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from warmer.report.lines import HEAD, LINES
+from warmer.report.phases import PHASES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+Cache = Literal["hit", "rebuilt", "unknown"]
+Clock = Literal["process", "stamps", "none"]
+
+_DAY: Final = 86_400
+_ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+_SUPERVISOR: Final = re.compile(r"\[\+(\d{1,9}(?:\.\d+)?)\] ?")
+
+_REBUILT: Final = frozenset({"aot_saved", "aot_unsaved", "aot_failed", "graph_built"})
+_HIT: Final = frozenset({"aot_loaded", "graph_loaded"})
+_SETTLED: Final = frozenset({"loaded", "compiled", "compiled_and_run"})
+
+
+@dataclass(frozen=True, slots=True)
+class StartLog:
+    """What the log of one start says.
+
+    Attributes:
+        vllm_version: as printed, or None.
+        phases: phase name to seconds, in the order of `PHASES`; only those the log tells.
+        total_s: seconds to ready, or None when the log ends before; the same as ``ready``.
+        clock: ``process`` counts from process start, ``stamps`` from vLLM's first line.
+        rough: the phases read from whole seconds, vLLM's stamps or its `graph_capture`, so ±1 s.
+        cache: whether compiled code was loaded or made; ``unknown`` when the log does not say, as
+            on CPU with AOT off, where the files in the cache have to.
+        evidence: the lines that decided `cache`.
+    """
+
+    vllm_version: str | None
+    phases: dict[str, float]
+    total_s: float | None
+    clock: Clock
+    rough: frozenset[str]
+    cache: Cache
+    evidence: tuple[str, ...]
+
+    @property
+    def recognised(self) -> bool:
+        """Whether anything in it was a line of a vLLM start."""
+        return self.vllm_version is not None or bool(self.phases)
+
+
+class _Event(NamedTuple):
+    """One message: which, from which process, when, and what it says.
+
+    A worker changes its name while it starts, so a process is its pid; empty when not given.
+    """
+
+    mark: str
+    pid: str
+    at: float
+    took: float
+    version: str | None
+    text: str
+
+
+class _Timer:
+    """Seconds on one axis, from whichever clock the log's first timed line carries."""
+
+    def __init__(self) -> None:
+        self.kind: Clock = "none"
+        self.now = 0.0
+        self._of_day: float | None = None
+
+    def process(self, seconds: float) -> None:
+        """The supervisor says it is `seconds` after process start."""
+        if self.kind == "none":
+            self.kind = "process"
+        if self.kind == "process":
+            self.now = seconds
+
+    def stamp(self, clock: str, ms: str) -> None:
+        """A logger says it is `clock` o'clock; a jump back by over half a day is midnight."""
+        if self.kind == "process":
+            return
+        self.kind = "stamps"
+        hours, minutes, seconds = map(int, clock.split(":"))
+        of_day = hours * 3600 + minutes * 60 + seconds + int(ms) / 1000
+        if self._of_day is not None:
+            step = of_day - self._of_day
+            self.now += (step + _DAY / 2) % _DAY - _DAY / 2
+        self._of_day = of_day
+
+
+def parse(lines: Iterable[str]) -> StartLog:
+    """Read a start up to the line that says it is ready.
+
+    Args:
+        lines: of one start, all ranks together; bytes that are no text, colours and progress bars
+            do no harm.
+
+    Returns:
+        What could be told; of an empty or a foreign log, nothing.
+    """
+    timer = _Timer()
+    events = list(_events(lines, timer))
+    if not any(event.mark and event.mark != "ready" for event in events):
+        timer.kind, events = "none", []  # uvicorn alone is not vLLM
+    printed, derived = _printed(events), _derived(events, timer.kind)
+    found = printed | derived
+    phases = {p.name: round(found[p.name], 3) for p in PHASES if p.name in found}
+    cache, evidence = _verdict(events)
+    return StartLog(
+        vllm_version=next((e.version for e in events if e.version), None),
+        phases=phases,
+        total_s=phases.get("ready"),
+        clock=timer.kind,
+        rough=frozenset(_rough(printed, derived, timer.kind)),
+        cache=cache,
+        evidence=evidence,
+    )
+
+
+def _events(lines: Iterable[str], timer: _Timer) -> Iterator[_Event]:
+    """Every message with a logger's head, through the first that says ready."""
+    for line in lines:
+        text = _ANSI.sub("", line).rstrip("\r\n")
+        if ours := _SUPERVISOR.match(text):
+            timer.process(float(ours[1]))
+            text = text[ours.end() :]
+        for piece in text.split("\r"):  # a progress bar rewrites its line, and a message may follow
+            head = HEAD.search(piece)
+            if head is None:
+                continue
+            if clock := head["vllm"] or head["flashinfer"]:
+                timer.stamp(clock, head["ms"] or "0")
+            event = _event(head, timer.now)
+            yield event
+            if event.mark == "ready":
+                return
+
+
+def _event(head: re.Match[str], at: float) -> _Event:
+    """Name one message; an unknown one is ``api`` when the API server says it, else empty."""
+    pid = head["pid"] or head["inner_pid"] or ""
+    name = head["name"] or head["inner_name"] or ""
+    for line in LINES:
+        if said := line.regex.match(head["message"]):
+            groups = said.groupdict()
+            took, version = float(groups.get("s") or 0), groups.get("version")
+            return _Event(line.mark, pid, at, took, version, head[0])
+    return _Event("api" if name.startswith("APIServer") else "", pid, at, 0.0, None, head[0])
+
+
+def _sums(events: list[_Event], *marks: str) -> dict[str, float]:
+    """Printed seconds by process: in one process they follow each other, ranks go side by side."""
+    sums: defaultdict[str, float] = defaultdict(float)
+    for event in events:
+        if event.mark in marks:
+            sums[event.pid] += event.took
+    return sums
+
+
+def _printed(events: list[_Event]) -> dict[str, float]:
+    """The phases whose seconds vLLM prints."""
+    phases = {}
+    for name, mark in (
+        ("download", "downloaded"),
+        ("weights", "weights"),
+        ("dynamo", "dynamo"),
+        ("graph_capture", "captured"),
+        ("engine_init", "initialised"),
+    ):
+        if sums := _sums(events, mark):
+            phases[name] = max(sums.values())
+    # The total has Dynamo in it, and on an AOT hit it is all that is printed. A range compiled
+    # after the first run is not in it.
+    total, dynamo = _sums(events, "compiled"), _sums(events, "dynamo")
+    graphs = _sums(events, "graph_built", "graph_loaded")
+    if total or graphs:
+        phases["compile"] = max(
+            max(total.get(p, 0.0) - dynamo.get(p, 0.0), graphs.get(p, 0.0)) for p in total | graphs
+        )
+    return phases
+
+
+def _derived(events: list[_Event], clock: Clock) -> dict[str, float]:
+    """The phases that are the time between two lines."""
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    for event in events:
+        first.setdefault(event.mark, event.at)
+        last[event.mark] = event.at
+        if event.mark in _SETTLED and "memory" not in first:
+            last["settled"] = event.at
+    up = first.get("args", first.get("banner", first.get("api")))
+    ready = first.get("ready", first.get("serving"))
+    spans = {
+        "imports": (0.0 if clock == "process" else None, up),
+        "config": (up, first.get("engine")),
+        "engine_process": (first.get("engine"), first.get("model")),
+        "memory_profile": (last.get("settled"), first.get("memory")),
+        "api_setup": (last.get("initialised"), ready),
+        "ready": (0.0, ready),
+    }
+    phases = {
+        name: max(end - begin, 0.0)
+        for name, (begin, end) in spans.items()
+        if begin is not None and end is not None
+    }
+    for name, found in (("warmup", _pairs(events, "warming", "warmed")), ("jit", _builds(events))):
+        if spent := list(found):
+            phases[name] = _covered(spent)
+    return phases
+
+
+def _rough(printed: Iterable[str], derived: Iterable[str], clock: Clock) -> set[str]:
+    """The phases known to a second only."""
+    rough = {"graph_capture"} & set(printed)
+    return rough | set(derived) if clock == "stamps" else rough
+
+
+def _pairs(events: list[_Event], begin: str, end: str) -> Iterator[tuple[float, float]]:
+    """Spans from one line to the other in the same process."""
+    since: dict[str, float] = {}
+    for event in events:
+        if event.mark == begin:
+            since[event.pid] = event.at
+        elif event.mark == end and event.pid in since:
+            yield since.pop(event.pid), event.at
+
+
+def _builds(events: list[_Event]) -> Iterator[tuple[float, float]]:
+    """Spans in which kernels were built or tuned.
+
+    A FlashInfer build says only that it begins: it lasts until the process speaks again. After
+    graph capture a worker does one thing, a dummy run of the sampler, which builds what is left.
+    """
+    yield from _pairs(events, "tune", "tuned")
+    building: dict[str, float] = {}
+    captured: float | None = None
+    for event in events:
+        for pid in (event.pid, ""):  # from 0.32 on FlashInfer's own lines name no process
+            if (since := building.pop(pid, None)) is not None:
+                yield since, event.at
+        if event.mark == "jit":
+            yield event.at - event.took, event.at
+        elif event.mark == "build":
+            building[event.pid] = event.at
+        elif event.mark == "captured":
+            captured = event.at
+        elif event.mark == "initialised" and captured is not None:
+            yield captured, event.at
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """Seconds covered by at least one span."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(end - max(begin, reached), 0.0)
+        reached = max(reached, end)
+    return total
+
+
+def _verdict(events: list[_Event]) -> tuple[Cache, tuple[str, ...]]:
+    """Whether compiled code was loaded or made; anything made outweighs what was loaded."""
+    if made := tuple(e.text for e in events if e.mark in _REBUILT):
+        return "rebuilt", made
+    if loaded := tuple(e.text for e in events if e.mark in _HIT):
+        return "hit", loaded
+    return "unknown", ()

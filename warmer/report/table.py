@@ -1,0 +1,258 @@
+"""Set a cold start beside a warm one: rows, a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from warmer.report.phases import PHASES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from warmer.report.log import StartLog
+
+SCHEMA_VERSION: Final = 1
+"""Of `as_json` and `start_as_json`: new keys may come, old ones keep their meaning."""
+
+_NONE: Final = "\N{EN DASH}"
+_TIMES: Final = "\N{MULTIPLICATION SIGN}"
+_TOTAL: Final = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One phase of two starts.
+
+    Attributes:
+        phase: its name in `PHASES`, or the caller's.
+        title: for people.
+        parent: the phase it happens inside, or None.
+        cold: seconds, or None when that start has no such phase.
+        warm: as `cold`.
+        ratio: cold over warm; None when either is missing, the warm one is zero, or they do not
+            count from the same moment.
+        rough: whether cold, warm come from whole seconds in the log, so ±1 s.
+    """
+
+    phase: str
+    title: str
+    parent: str | None
+    cold: float | None
+    warm: float | None
+    ratio: float | None
+    rough: tuple[bool, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two starts, phase by phase.
+
+    Attributes:
+        rows: in the order to show: a parent, its children, the total last.
+        cold: the start without caches.
+        warm: the start with them.
+    """
+
+    rows: tuple[Row, ...]
+    cold: StartLog
+    warm: StartLog
+
+
+class _Side(NamedTuple):
+    """One start's part of a row; `whole` when it counts from process start."""
+
+    seconds: float | None
+    rough: bool
+    whole: bool
+
+
+def compare(
+    cold: StartLog,
+    warm: StartLog,
+    *,
+    extra: Mapping[str, tuple[float | None, float | None]] = {},
+) -> Comparison:
+    """Set two starts side by side.
+
+    Args:
+        cold: the start without caches.
+        warm: the start with them.
+        extra: (cold, warm) seconds the log cannot know, by phase name. A known name takes its row,
+            where a None leaves what the log says; any other gets a row of its own.
+    """
+    rows = []
+    for name, title, parent in _order(extra):
+        measured = extra.get(name, (None, None))
+        one = _side(cold, name, measured[0])
+        two = _side(warm, name, measured[1])
+        fair = name != _TOTAL or one.whole == two.whole
+        ratio = (
+            one.seconds / two.seconds if fair and one.seconds is not None and two.seconds else None
+        )
+        rows.append(
+            Row(name, title, parent, one.seconds, two.seconds, ratio, (one.rough, two.rough))
+        )
+    return Comparison(_shown(rows), cold, warm)
+
+
+def render(comparison: Comparison, *, markdown: bool = False) -> str:
+    """Draw the table, with what a reader must know to believe it underneath.
+
+    Args:
+        comparison: what to draw.
+        markdown: a Markdown table instead of one for the terminal.
+    """
+    cold, warm = comparison.cold, comparison.warm
+    versions = {start.vllm_version or "?": name for start, name in ((cold, "cold"), (warm, "warm"))}
+    vllm = ", ".join(f"{name} {v}" if len(versions) > 1 else v for v, name in versions.items())
+    cells = [
+        (
+            _label(row, markdown=markdown),
+            _seconds(row.cold, rough=row.rough[0]),
+            _seconds(row.warm, rough=row.rough[1]),
+            _ratio(row),
+        )
+        for row in comparison.rows
+    ]
+    notes = [f"vLLM {vllm}; compile cache: cold {cold.cache}, warm {warm.cache}"]
+    notes += [
+        f"the {name} log ends before ready"
+        for name, start in (("cold", cold), ("warm", warm))
+        if start.total_s is None
+    ]
+    notes += _roughness(comparison.rows)
+    return _draw(("phase", "cold, s", "warm, s", "ratio"), cells, notes, markdown=markdown)
+
+
+def render_one(start: StartLog, *, markdown: bool = False) -> str:
+    """Draw the phases of a single start, as `render` does for two."""
+    rows = compare(start, start).rows
+    cells = [
+        (_label(row, markdown=markdown), _seconds(row.cold, rough=row.rough[0])) for row in rows
+    ]
+    notes = [f"vLLM {start.vllm_version or '?'}; compile cache: {start.cache}"]
+    if start.total_s is None:
+        notes.append("the log ends before ready")
+    notes += _roughness(rows)
+    return _draw(("phase", "s"), cells, notes, markdown=markdown)
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Give a comparison as plain values; seconds and ratios are rounded to a thousandth."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "cold": _start(comparison.cold),
+        "warm": _start(comparison.warm),
+        "rows": [
+            {
+                "phase": row.phase,
+                "title": row.title,
+                "parent": row.parent,
+                "cold_s": _rounded(row.cold),
+                "warm_s": _rounded(row.warm),
+                "ratio": _rounded(row.ratio),
+            }
+            for row in comparison.rows
+        ],
+    }
+
+
+def start_as_json(start: StartLog) -> dict[str, Any]:
+    """Give a single start as plain values."""
+    return {"schema_version": SCHEMA_VERSION, **_start(start), "phases": dict(start.phases)}
+
+
+def _rounded(value: float | None) -> float | None:
+    """To a thousandth, when there is a value."""
+    return None if value is None else round(value, 3)
+
+
+def _start(start: StartLog) -> dict[str, Any]:
+    """What is true of a start as a whole."""
+    return {
+        "vllm_version": start.vllm_version,
+        "total_s": start.total_s,
+        "clock": start.clock,
+        "rough": sorted(start.rough),
+        "cache": start.cache,
+        "evidence": list(start.evidence),
+    }
+
+
+def _side(start: StartLog, phase: str, measured: float | None) -> _Side:
+    """Prefer what the caller measured to what the log says."""
+    if measured is not None:
+        return _Side(measured, rough=False, whole=True)
+    return _Side(start.phases.get(phase), phase in start.rough, start.clock == "process")
+
+
+def _order(extra: Mapping[str, object]) -> Iterator[tuple[str, str, str | None]]:
+    """Name, title and parent of every possible row, in the order to show them."""
+    known = {phase.name for phase in PHASES}
+    for phase in PHASES:
+        if phase.name == _TOTAL:
+            for name in extra:
+                if name not in known:
+                    yield name, name.replace("_", " "), None
+        if phase.parent is None:
+            yield phase.name, phase.title, None
+            for child in PHASES:
+                if child.parent == phase.name:
+                    yield child.name, child.title, child.parent
+
+
+def _shown(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Rows that say something, and the parents of those."""
+    told = [row for row in rows if row.cold is not None or row.warm is not None]
+    parents = {row.parent for row in told}
+    return tuple(row for row in rows if row in told or row.phase in parents)
+
+
+def _label(row: Row, *, markdown: bool) -> str:
+    """A title, indented when it is a part of the row above."""
+    indent = "&emsp;" if markdown else "  "
+    return f"{indent if row.parent else ''}{row.title}"
+
+
+def _seconds(value: float | None, *, rough: bool) -> str:
+    """Two decimals; a rough value shows none but keeps its place above the others' points."""
+    if value is None:
+        return _NONE + "   "
+    return f"~{value:.0f}   " if rough else f"{value:.2f}"
+
+
+def _ratio(row: Row) -> str:
+    """One decimal, below one two; as rough as what it was made of."""
+    if row.ratio is None:
+        return _NONE
+    return f"{'~' if any(row.rough) else ''}{row.ratio:.{1 if row.ratio >= 1 else 2}f}{_TIMES}"
+
+
+def _roughness(rows: Sequence[Row]) -> Iterator[str]:
+    """What a tilde means, where there is one."""
+    rough = {row.phase for row in rows if any(row.rough)}
+    if rough:
+        total = "; ready then counts from its first line" if _TOTAL in rough else ""
+        yield f"~ is in whole seconds, as vLLM logs them, ±1 s{total}"
+
+
+def _draw(
+    head: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str], *, markdown: bool
+) -> str:
+    """Lay out the columns, the first to the left and the others to the right."""
+    if markdown:
+        cells = [[cell.strip() for cell in row] for row in cells]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+
+    def line(row: Sequence[str], sep: str) -> str:
+        first, *others = zip(row, widths, strict=True)
+        return sep.join([first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)])
+
+    if markdown:
+        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+        table = [f"| {line(row, ' | ')} |" for row in (head, rule, *cells)]
+        return "\n".join([*table, "", *(f"{note}  " for note in notes[:-1]), *notes[-1:]])
+    rule = ["-" * width for width in widths]
+    table = [line(row, "  ").rstrip() for row in (head, rule, *cells)]
+    return "\n".join([*table, "", *notes])

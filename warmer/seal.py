@@ -1,0 +1,167 @@
+"""The seal: the record, written last, that says a generation is complete. Pure.
+
+The wire format is one JSON object. Unknown fields are ignored; an unknown `schema_version` is
+not a seal of ours (`foreign`), never an error; anything malformed is `corrupt`. The readiness
+probe (`warmer.check`) reads `files` alone, so their shape is part of the volume's format.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from warmer.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCHEMA_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SealedFile:
+    """One file of a generation.
+
+    Attributes:
+        path: relative to the generation, with ``/``; never leaves it.
+        size: bytes.
+        sha256: 64 hex digits.
+    """
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """A complete generation.
+
+    Attributes:
+        kind: the piece's kind.
+        key: the digest of its key.
+        generation: its number under the key.
+        nonce: names the claim that published it, so that a lost reply can be settled.
+        created: UTC, ISO 8601.
+        by: the warmer that wrote it.
+        source: where the bytes came from; never holds credentials.
+        seconds: what filling took.
+        files: every file, sorted by path.
+        needs: kind → lowest generation of another piece it was built beside.
+    """
+
+    kind: str
+    key: str
+    generation: int
+    nonce: str
+    created: str
+    by: str
+    source: str
+    seconds: float
+    files: tuple[SealedFile, ...]
+    needs: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(f.size for f in self.files)
+
+
+class ForeignSealError(Exception):
+    """The record is of a format this warmer does not know."""
+
+
+def encode(seal: Seal) -> bytes:
+    """Render a seal."""
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": seal.kind,
+        "key": seal.key,
+        "generation": seal.generation,
+        "nonce": seal.nonce,
+        "created": seal.created,
+        "by": seal.by,
+        "source": seal.source,
+        "seconds": round(seal.seconds, 3),
+        "needs": dict(seal.needs),
+        "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in seal.files],
+    }
+    return json.dumps(record, indent=1).encode() + b"\n"
+
+
+def parse(data: bytes, *, where: str) -> Seal:
+    """Read a seal.
+
+    Args:
+        data: the file's bytes.
+        where: the file's path, for messages.
+
+    Raises:
+        ForeignSealError: a `schema_version` this warmer does not know.
+        IntegrityError: not a seal.
+    """
+    try:
+        record = json.loads(data)
+        version = record["schema_version"]
+    except (ValueError, TypeError, KeyError) as exc:
+        raise _malformed(where, "no JSON object with a schema_version") from exc
+    if version != SCHEMA_VERSION:
+        raise ForeignSealError(f"schema_version {version!r}, expected {SCHEMA_VERSION}")
+    try:
+        return Seal(
+            kind=_text(record["kind"]),
+            key=_text(record["key"]),
+            generation=_count(record["generation"]),
+            nonce=_text(record["nonce"]),
+            created=_text(record["created"]),
+            by=_text(record["by"]),
+            source=_text(record["source"]),
+            seconds=float(record["seconds"]),
+            files=tuple(_file(f) for f in record["files"]),
+            needs={_text(k): _count(v) for k, v in record["needs"].items()},
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        raise _malformed(where, f"{type(exc).__name__}: {exc}") from exc
+
+
+def safe_path(path: str) -> bool:
+    """Whether a relative path stays inside the directory it is taken from."""
+    return (
+        bool(path)
+        and not path.startswith("/")
+        and "\0" not in path
+        and posixpath.normpath(path) == path
+        and path.split("/", 1)[0] not in ("..", ".")
+    )
+
+
+def _file(record: Any) -> SealedFile:
+    path = _text(record["path"])
+    sha256 = _text(record["sha256"])
+    if not safe_path(path):
+        raise ValueError(f"the path {path!r} leaves the generation")
+    if len(sha256) != 64 or int(sha256, 16) < 0:
+        raise ValueError(f"{sha256!r} is not a sha256")
+    return SealedFile(path, _count(record["size"]), sha256)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"got {value!r}, expected text")
+    return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"got {value!r}, expected a count")
+    return value
+
+
+def _malformed(where: str, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"got a malformed seal at {where} ({what}), expected one that warmer wrote",
+        reason="malformed-seal",
+        hint="run `warmer verify` to move it aside, then `warmer prefill`",
+    )

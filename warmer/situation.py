@@ -1,0 +1,114 @@
+"""Everything a look finds: what is wanted, what is there, what to do. Changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from warmer import argv, wanted
+from warmer.errors import UsageError
+from warmer.fill import revision, weights
+from warmer.fill.sources import Source, open_source
+from warmer.fill.sources.retry import Retrying
+from warmer.layout import FILES, Volume, WarmDir
+from warmer.model import Host, Inventory, Kind, Plan, Wanted
+from warmer.observe import host as observe_host
+from warmer.observe import inventory
+from warmer.plan import plan
+
+if TYPE_CHECKING:
+    from warmer.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """One look at the world.
+
+    Attributes:
+        settings: what the user chose.
+        volume: the shared volume.
+        warm: the pod's warm dir.
+        host: the machine.
+        source: where weights come from, with retries.
+        how: how the server will be started.
+        wanted: the pieces and their keys.
+        held: what is there of them.
+        plan: what to do.
+    """
+
+    settings: Settings
+    volume: Volume
+    warm: WarmDir
+    host: Host
+    source: Source
+    how: wanted.Start
+    wanted: Wanted
+    held: Inventory
+    plan: Plan
+
+    @property
+    def model_files(self) -> str:
+        """The directory on the volume that holds the weights as the engine reads them."""
+        key = self.wanted.keys["weights"]
+        number = self.held.held["weights"].generation
+        return os.path.join(self.volume.generation("weights", key.digest, number), FILES)
+
+
+def look(settings: Settings) -> Situation:
+    """Observe and plan; changes nothing but the volume's note of what a branch meant.
+
+    Raises:
+        UsageError: the settings name something that is not there.
+        SourceError: the model cannot be resolved or listed.
+        VolumeError: the volume cannot be read.
+    """
+    volume, warm = Volume(settings.volume), WarmDir(settings.warm_dir)
+    inventory.require(volume)
+    host = observe_host.observe(vllm=settings.vllm, image=settings.image)
+    source = Retrying(
+        open_source(settings.model, environment=settings.environment), budget=settings.retry
+    )
+    model = revision.resolve(settings.model, source, volume)
+    how = wanted.start(settings, host, model, warm)
+    want = wanted.want(settings, host, model, how, _config_digests(settings))
+    return again(
+        Situation(settings, volume, warm, host, source, how, want, Inventory({}), Plan(()))
+    )
+
+
+def again(situation: Situation) -> Situation:
+    """Look at the volume and plan again, for the same wishes.
+
+    Raises:
+        SourceError: the model cannot be listed.
+        VolumeError: the volume cannot be read.
+    """
+    s = situation
+    held = inventory.observe(s.volume, s.warm, s.wanted.keys)
+    sizes: dict[Kind, int] = {}
+    if held.held["weights"].verdict != "sealed":
+        key = s.wanted.keys["weights"]
+        files = s.source.files(s.wanted.model)
+        sizes["weights"] = weights.missing_bytes(s.volume, key, files, held.held["weights"])
+    steps = plan(s.wanted, held, sizes=sizes, build=s.settings.compile == "run")
+    return dataclasses.replace(s, held=held, plan=steps)
+
+
+def _config_digests(settings: Settings) -> dict[str, str]:
+    """Digest the YAML files that are part of the serve arguments: their content is in the key."""
+    digests: dict[str, str] = {}
+    for path in argv.config_files(settings.flags):
+        try:
+            with open(path, "rb") as f:
+                digests[path] = hashlib.sha256(f.read()).hexdigest()
+        except OSError as exc:
+            raise UsageError(
+                f"got --config {path} among the vLLM arguments, expected a file here too "
+                f"({exc.strerror})",
+                reason="no-config-file",
+                hint="mount it at the same path in warmer's container",
+            ) from exc
+    return digests

@@ -1,0 +1,101 @@
+"""Settings and host → what this pod needs: keys, environment, argv. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from warmer import families, freedoms, keys
+from warmer.model import KERNEL_KINDS, Key, Kind, Wanted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from warmer.layout import WarmDir
+    from warmer.model import Host, ModelRef
+    from warmer.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How the server will be started, and so how the engine is run to build its kernels.
+
+    Attributes:
+        model_path: the model argument; hashed by vLLM, so the same for every pod.
+        served_name: the name clients use.
+        argv: `vllm serve` arguments after the model.
+        env: what the handoff sets: warmer's block, and what vLLM hashes of the rest.
+        build_env: the whole environment of the build run; no secrets, nothing of warmer's own.
+    """
+
+    model_path: str
+    served_name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    build_env: Mapping[str, str]
+
+
+def start(settings: Settings, host: Host, model: ModelRef, warm: WarmDir) -> Start:
+    """Decide how the server will be started."""
+    inherited = settings.environment
+    block: dict[str, str] = {}
+    hashed: dict[str, str] = {}
+    if host.stack is not None and host.accelerator is not None:
+        block = families.environment(
+            warm,
+            host.accelerator.kind,
+            stack=host.stack,
+            capability=host.accelerator.capability,
+            inherited=inherited,
+        )
+        vllm = freedoms.version(host.stack.vllm)
+        hashed = {n: v for n, v in inherited.items() if freedoms.hashed_variable(n, vllm)}
+    name = model.name if model.scheme == "hf" else model.name.rstrip("/").rsplit("/", 1)[-1]
+    argv = list(settings.serve_argv)
+    if "--served-model-name" not in settings.flags:
+        argv += ["--served-model-name", name]
+    clean = {
+        n: v
+        for n, v in inherited.items()
+        if not freedoms.secret(n) and not n.startswith("WARMER_")
+    }
+    return Start(
+        model_path=warm.model(model.slug, model.revision[:12]),
+        served_name=name,
+        argv=tuple(argv),
+        env=hashed | block,
+        build_env=clean | block,
+    )
+
+
+def want(
+    settings: Settings,
+    host: Host,
+    model: ModelRef,
+    how: Start,
+    config_digests: Mapping[str, str],
+) -> Wanted:
+    """Name every piece this pod needs, with its key."""
+    weights = keys.weights_key(model)
+    wanted: dict[Kind, Key] = {"weights": weights}
+    if host.stack is None or host.accelerator is None:
+        reason = host.missing or "no accelerator was found"
+        return Wanted(model, wanted, dict.fromkeys(KERNEL_KINDS, reason))
+    for kind in families.kinds(host.accelerator.kind):
+        if kind == "compile":
+            wanted[kind] = keys.compile_key(
+                weights=weights,
+                model_path=how.model_path,
+                flags=settings.flags,
+                config_digests=config_digests,
+                environment=how.env,
+                inherited=settings.environment,
+                stack=host.stack,
+                accelerator=host.accelerator,
+                image=host.image,
+            )
+        else:
+            wanted[kind] = keys.shared_key(
+                kind, stack=host.stack, accelerator=host.accelerator, image=host.image
+            )
+    return Wanted(model, wanted)
