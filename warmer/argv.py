@@ -102,9 +102,7 @@ def integer(flags: Flags, name: str, default: int) -> int:
     try:
         return int(text)
     except ValueError as exc:
-        raise UsageError(
-            f"got {name} {text!r}, expected an integer", reason="bad-value"
-        ) from exc
+        raise UsageError(f"got {name} {text!r}, expected an integer", reason="bad-value") from exc
 
 
 def config_files(flags: Flags) -> Iterable[str]:
@@ -117,10 +115,8 @@ def _split(word: str) -> tuple[str, str | None]:
         return "--optimization-level", word[2:].lstrip("=")
     name, sep, value = word.partition("=")
     head, dot, rest = name.partition(".")
-    if head.startswith("--"):
-        head = "--" + head[2:].replace("_", "-")
-    else:
-        head = _SHORT.get(head, head)
+    long = head.startswith("--")
+    head = "--" + head[2:].replace("_", "-") if long else _SHORT.get(head, head)
     if head == "-O":
         head = "--optimization-level"
     return head + dot + rest, value if sep else None

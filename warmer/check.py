@@ -18,7 +18,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 USAGE = """\
@@ -43,7 +43,7 @@ WARM, NOT_WARM, BAD_USAGE, BUSY, CORRUPT, BROKEN = 0, 1, 2, 3, 5, 6
 _GONE = (errno.ENOENT, errno.ENOTDIR)
 
 
-class _Problem(Exception):
+class _ProblemError(Exception):
     """One piece's verdict, when it is not warm."""
 
     def __init__(self, code: int, verdict: str, reason: str) -> None:
@@ -104,24 +104,31 @@ def check(warm_dir: str, deep: bool) -> tuple[list[dict[str, Any]], int]:  # noq
     path = os.path.join(warm_dir, "handoff", "handoff.json")
     try:
         handoff = _load(path)
-        if handoff["schema_version"] != 1:
-            raise _Problem(NOT_WARM, "foreign", f"{path} is of another version of warmer")
-        pieces = handoff["pieces"]
+        pieces = _known(handoff, path)
         rows = [_row(piece, handoff, deep) for piece in pieces]
-    except _Problem as problem:
+    except _ProblemError as problem:
         if problem.verdict == "absent":
             return _unfinished(warm_dir, problem)
         return [_as_row("handoff", "", problem)], problem.code
     except (KeyError, TypeError, AttributeError) as exc:
-        problem = _Problem(NOT_WARM, "corrupt", f"{path} is malformed: {exc!r}")
-        return [_as_row("handoff", "", problem)], NOT_WARM
+        malformed = _ProblemError(CORRUPT, "corrupt", f"{path} is malformed: {exc!r}")
+        return [_as_row("handoff", "", malformed)], malformed.code
     return rows, max((row.pop("code") for row in rows), default=WARM)
+
+
+def _known(handoff: Mapping[str, Any], path: str) -> Sequence[Mapping[str, Any]]:
+    version = handoff["schema_version"]
+    if version != 1:
+        reason = f"{path} has schema_version {version!r}, expected 1"
+        raise _ProblemError(NOT_WARM, "foreign", reason)
+    pieces: Sequence[Mapping[str, Any]] = handoff["pieces"]
+    return pieces
 
 
 def _row(piece: Mapping[str, Any], handoff: Mapping[str, Any], deep: bool) -> dict[str, Any]:  # noqa: FBT001 - as check
     kind, key = piece["kind"], piece["key"]
     if piece["verdict"] != "sealed":
-        row = _as_row(kind, key, _Problem(WARM, "cold", piece["reason"]))
+        row = _as_row(kind, key, _ProblemError(WARM, "cold", piece["reason"]))
         return dict(row, code=WARM)
     try:
         _sealed(piece, deep)
@@ -129,7 +136,7 @@ def _row(piece: Mapping[str, Any], handoff: Mapping[str, Any], deep: bool) -> di
             _linked(handoff["model_path"], handoff["model_files"])
         else:
             _restored(piece)
-    except _Problem as problem:
+    except _ProblemError as problem:
         return dict(_as_row(kind, key, problem), code=problem.code)
     return {"kind": kind, "key": key, "verdict": "warm", "reason": "", "code": WARM}
 
@@ -143,51 +150,53 @@ def _sealed(piece: Mapping[str, Any], deep: bool) -> None:  # noqa: FBT001 - as 
         same = all(seal[name] == piece[name] for name in ("kind", "key", "generation"))
         files = [(f["path"], f["size"], f["sha256"]) for f in seal["files"]]
     except (KeyError, TypeError) as exc:
-        raise _Problem(CORRUPT, "corrupt", f"{path} is malformed: {exc!r}") from exc
+        raise _ProblemError(CORRUPT, "corrupt", f"{path} is malformed: {exc!r}") from exc
     if not same:
-        raise _Problem(CORRUPT, "foreign", f"{path} is the seal of another piece")
+        raise _ProblemError(CORRUPT, "foreign", f"{path} is the seal of another piece")
     if deep:
         files.append(("seal.json", None, piece["seal_sha256"]))
     for name, size, sha256 in files:
         file = os.path.join(directory, name)
         found = _stat(file)
         if size is not None and found != size:
-            raise _Problem(CORRUPT, "corrupt", f"{file} has {found} bytes, its seal says {size}")
+            raise _ProblemError(
+                CORRUPT, "corrupt", f"{file} has {found} bytes, its seal says {size}"
+            )
         if deep and _hash(file) != sha256:
-            raise _Problem(CORRUPT, "corrupt", f"{file} has not the sha256 its seal says")
+            raise _ProblemError(CORRUPT, "corrupt", f"{file} has not the sha256 its seal says")
 
 
 def _restored(piece: Mapping[str, Any]) -> None:
     record = _load(piece["restored"])
     if any(record.get(name) != piece[name] for name in ("key", "generation", "seal_sha256")):
-        raise _Problem(NOT_WARM, "stale", "another generation is unpacked in the warm dir")
+        raise _ProblemError(NOT_WARM, "stale", "another generation is unpacked in the warm dir")
 
 
 def _linked(link: str, target: str) -> None:
     try:
         found = os.readlink(link)
     except OSError:
-        raise _Problem(NOT_WARM, "absent", f"{link} is no link to the weights") from None
+        raise _ProblemError(NOT_WARM, "absent", f"{link} is no link to the weights") from None
     if found != target:
-        raise _Problem(NOT_WARM, "stale", f"{link} leads to {found}, expected {target}")
+        raise _ProblemError(NOT_WARM, "stale", f"{link} leads to {found}, expected {target}")
 
 
-def _unfinished(warm_dir: str, absent: _Problem) -> tuple[list[dict[str, Any]], int]:
+def _unfinished(warm_dir: str, absent: _ProblemError) -> tuple[list[dict[str, Any]], int]:
     """There is no handoff: say what is missing, and whether somebody is filling it."""
     try:
         plan = _load(os.path.join(warm_dir, "handoff", "plan.json"))
         wanted = [(p["kind"], p["key"], p["directory"], p["lock"]) for p in plan["pieces"]]
-    except (_Problem, KeyError, TypeError):
+    except (_ProblemError, KeyError, TypeError):
         return [_as_row("handoff", "", absent)], NOT_WARM
     rows = []
     code = NOT_WARM
     for kind, key, directory, lock in wanted:
-        problem = _Problem(NOT_WARM, "absent", "not handed off yet")
+        problem = _ProblemError(NOT_WARM, "absent", "not handed off yet")
         if _published(directory):
-            problem = _Problem(NOT_WARM, "sealed", "on the volume, not handed off yet")
+            problem = _ProblemError(NOT_WARM, "sealed", "on the volume, not handed off yet")
         elif _locked(lock):
             code = BUSY
-            problem = _Problem(BUSY, "busy", "another owner is filling it")
+            problem = _ProblemError(BUSY, "busy", "another owner is filling it")
         rows.append(_as_row(kind, key, problem))
     return rows, code
 
@@ -224,9 +233,9 @@ def _load(path: str) -> Any:
     except OSError as exc:
         raise _problem(exc, path) from exc
     except ValueError as exc:
-        raise _Problem(CORRUPT, "corrupt", f"{path} is not JSON: {exc}") from exc
+        raise _ProblemError(CORRUPT, "corrupt", f"{path} is not JSON: {exc}") from exc
     if not isinstance(value, dict):
-        raise _Problem(CORRUPT, "corrupt", f"{path} holds no JSON object")
+        raise _ProblemError(CORRUPT, "corrupt", f"{path} holds no JSON object")
     return value
 
 
@@ -258,13 +267,13 @@ def _reopen(directory: str) -> None:
         raise _problem(exc, directory) from exc
 
 
-def _problem(exc: OSError, path: str) -> _Problem:
+def _problem(exc: OSError, path: str) -> _ProblemError:
     if exc.errno in _GONE:
-        return _Problem(NOT_WARM, "absent", f"{path} is not there")
-    return _Problem(BROKEN, "unreadable", f"{path}: {exc.strerror}")
+        return _ProblemError(NOT_WARM, "absent", f"{path} is not there")
+    return _ProblemError(BROKEN, "unreadable", f"{path}: {exc.strerror}")
 
 
-def _as_row(kind: str, key: str, problem: _Problem) -> dict[str, Any]:
+def _as_row(kind: str, key: str, problem: _ProblemError) -> dict[str, Any]:
     return {"kind": kind, "key": key, "verdict": problem.verdict, "reason": problem.reason}
 
 

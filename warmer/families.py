@@ -62,9 +62,7 @@ FAMILIES: Final = (
     ),
     Family("deep_gemm", "jit", "DG_JIT_CACHE_DIR", "$VLLM_CACHE_ROOT/deep_gemm"),
     Family("tilelang", "jit", "TILELANG_CACHE_DIR", "~/.tilelang/cache", packages=("tilelang",)),
-    Family(
-        "tvm_ffi", "jit", "TVM_FFI_CACHE_DIR", "~/.cache/tvm-ffi", packages=("apache-tvm-ffi",)
-    ),
+    Family("tvm_ffi", "jit", "TVM_FFI_CACHE_DIR", "~/.cache/tvm-ffi", packages=("apache-tvm-ffi",)),
     Family(
         "quack",
         "jit",
@@ -87,11 +85,15 @@ FAMILIES: Final = (
         packages=("nvidia-cutlass-dsl",),
         also={"FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1"},
     ),
-    Family("humming", "jit", "HUMMING_CACHE_DIR", "~/.humming/cache", packages=("humming-kernels",)),
+    Family(
+        "humming", "jit", "HUMMING_CACHE_DIR", "~/.humming/cache", packages=("humming-kernels",)
+    ),
     Family("b12x", "jit", "B12X_COMPILE_CACHE_DIR", "~/.cache/b12x/compile", packages=("b12x",)),
     Family("fmha", "jit", "MINFER_FMHA_CACHE_DIR", "~/.cache/minfer/fmha_sm100"),
     Family("mm_sparse", "jit", "MM_SPARSE_ATTN_AOT_CACHE", "~/.cache/minfer/mm_sparse_attn"),
-    Family("helion", "jit", "HELION_CACHE_DIR", "$TORCHINDUCTOR_CACHE_DIR/helion", packages=("helion",)),
+    Family(
+        "helion", "jit", "HELION_CACHE_DIR", "$TORCHINDUCTOR_CACHE_DIR/helion", packages=("helion",)
+    ),
     Family(
         "nv",
         "jit",

@@ -117,7 +117,9 @@ HASHED_NAMES: Final = (
 )
 """Further names in vLLM's hash, or that decide what a JIT builds."""
 
-_SECRET: Final = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IGNORECASE)
+_SECRET: Final = re.compile(
+    r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IGNORECASE
+)
 
 
 def secret(name: str) -> bool:

@@ -15,7 +15,7 @@ import structlog
 from warmer.errors import BusyError, IntegrityError, WarmerError
 from warmer.fill import claim, kernels, progress, publish, restore, weights
 from warmer.fill.locks import file as file_lock
-from warmer.fill.locks import open_lock
+from warmer.fill.locks.registry import open_lock
 from warmer.handoff import write
 from warmer.handoff.assemble import hand_off
 from warmer.layout import WarmDir
@@ -84,9 +84,7 @@ def prefill(settings: Settings) -> Outcome:
             situation = _fill_weights(situation, outcome)
             situation = _fill_kernels(situation, outcome)
         outcome.without |= situation.plan.without
-        outcome.left = Plan(
-            tuple(s for s in situation.plan.steps if s.kind not in outcome.without)
-        )
+        outcome.left = Plan(tuple(s for s in situation.plan.steps if s.kind not in outcome.without))
         with outcome.timed("handoff"):
             hand_off(situation, outcome.without)
     finally:
@@ -133,36 +131,44 @@ def _fill_weights(situation: Situation, outcome: Outcome) -> Situation:
 def _fill_kernels(situation: Situation, outcome: Outcome) -> Situation:
     """Build and restore kernels; a lost race or a corrupt archive is looked at once more."""
     s = situation
-    for attempt in range(1, _ATTEMPTS + 1):
+    for _ in range(_ATTEMPTS):
         steps = [step for step in s.plan.steps if step.kind in KERNEL_KINDS]
         if not steps or steps[0].kind in outcome.without:
-            break
-        write.link_model(s.how.model_path, s.model_files)
+            return s
         try:
-            if any(step.action == "build" for step in steps):
-                with outcome.timed("kernels"):
-                    _build(s)
-                s = again(s)
-            with outcome.timed("restore"):
-                for step in s.plan.steps:
-                    if step.action == "restore":
-                        held = s.held.held[step.kind]
-                        restore.restore(s.volume, s.warm, step.key, held.generation)
-                        outcome.bytes[step.kind] = held.size
+            s = _build_and_restore(s, outcome)
         except publish.LostRaceError as exc:
+            failure: WarmerError = exc
             _log.warning("another owner was faster, looking again", failure=exc.message)
         except IntegrityError as exc:
-            if attempt == _ATTEMPTS:
-                return _cold(s, outcome, exc)
+            failure = exc
             _log.warning("a sealed piece is corrupt, moving it aside", failure=exc.message)
             try:
                 _quarantine(s)
-            except WarmerError as failure:
-                return _cold(s, outcome, failure)
+            except WarmerError as also:
+                return _cold(s, outcome, also)
         except WarmerError as exc:
             return _cold(s, outcome, exc)
+        else:
+            return s
         s = again(s)
-    return s
+    return _cold(s, outcome, failure)
+
+
+def _build_and_restore(situation: Situation, outcome: Outcome) -> Situation:
+    s = situation
+    write.link_model(s.how.model_path, s.model_files)
+    if any(step.action == "build" for step in s.plan.steps):
+        with outcome.timed("kernels"):
+            _build(s)
+        s = again(s)
+    with outcome.timed("restore"):
+        for step in s.plan.steps:
+            if step.action == "restore":
+                held = s.held.held[step.kind]
+                restore.restore(s.volume, s.warm, step.key, held.generation)
+                outcome.bytes[step.kind] = held.size
+    return again(s)
 
 
 def _build(s: Situation) -> None:
@@ -228,5 +234,3 @@ def _without(s: Situation, outcome: Outcome, kind: Kind, exc: WarmerError) -> No
         raise exc
     _log.error("going without", kind=kind, failure=exc.message, hint=exc.hint)
     outcome.without[kind] = exc.message.splitlines()[0]
-
-

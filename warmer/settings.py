@@ -10,12 +10,13 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from warmer import argv
 from warmer.errors import UsageError
 from warmer.model import KERNEL_KINDS, KINDS, Kind, ModelRef, OnMiss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from warmer import argv
 
 DEFAULT_WARM_DIR: Final = "/warm"
 DEFAULT_WAIT: Final = 600.0

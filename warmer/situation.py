@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from warmer import argv, wanted
 from warmer.errors import UsageError
 from warmer.fill import revision, weights
-from warmer.fill.sources import Source, open_source
+from warmer.fill.sources import Source
+from warmer.fill.sources.registry import open_source
 from warmer.fill.sources.retry import Retrying
 from warmer.layout import FILES, Volume, WarmDir
 from warmer.model import Host, Inventory, Kind, Plan, Wanted

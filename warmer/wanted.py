@@ -55,9 +55,7 @@ def start(settings: Settings, host: Host, model: ModelRef, warm: WarmDir) -> Sta
     if "--served-model-name" not in settings.flags:
         argv += ["--served-model-name", name]
     clean = {
-        n: v
-        for n, v in inherited.items()
-        if not freedoms.secret(n) and not n.startswith("WARMER_")
+        n: v for n, v in inherited.items() if not freedoms.secret(n) and not n.startswith("WARMER_")
     }
     return Start(
         model_path=warm.model(model.slug, model.revision[:12]),

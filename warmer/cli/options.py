@@ -65,13 +65,21 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: str | None) 
         with open(path, encoding="utf-8") as f:
             values = yaml.safe_load(f) or {}
     except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(f"got --config {path}, expected a readable file ({exc})", reason="bad-config") from exc
+        raise UsageError(
+            f"got --config {path}, expected a readable file ({exc})", reason="bad-config"
+        ) from exc
     except yaml.YAMLError as exc:
-        where = f" in line {exc.problem_mark.line + 1}" if getattr(exc, "problem_mark", None) else ""
-        raise UsageError(f"got --config {path}, expected YAML (an error{where})", reason="bad-config") from exc
+        mark = getattr(exc, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark is not None else ""
+        raise UsageError(
+            f"got --config {path}, expected YAML (an error{where})", reason="bad-config"
+        ) from exc
     known = {p.name: p for p in ctx.command.params}
     if not isinstance(values, dict):
-        raise UsageError(f"got --config {path} with {type(values).__name__}, expected keys and values", reason="bad-config")
+        raise UsageError(
+            f"got --config {path} with {type(values).__name__}, expected keys and values",
+            reason="bad-config",
+        )
     defaults = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")

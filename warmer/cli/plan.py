@@ -20,7 +20,9 @@ Example:
     + options.EXIT_CODES,
 )
 @options.common
-@click.option("--explain", is_flag=True, help="Name every factor that differs from the nearest key.")
+@click.option(
+    "--explain", is_flag=True, help="Name every factor that differs from the nearest key."
+)
 def command(*, explain: bool, json: bool, **values: Any) -> int:
     """Observe and print what is missing, why, and what filling it takes. Changes nothing."""
     logs.configure()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from warmer.model import Host, Nearest, Plan, Step
+    from warmer.model import Host, Nearest, Step
     from warmer.prefill import Outcome
     from warmer.settings import Settings
     from warmer.situation import Situation

@@ -15,7 +15,7 @@ import os
 import stat
 import tarfile
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 import zstandard
 
@@ -99,9 +99,10 @@ def pack(tree: str, manifest: Manifest, target: str) -> SealedFile:
     digest = hashlib.sha256()
     with open(target, "wb") as raw:
         compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
-        with compressor.stream_writer(_Tee(raw, digest), closefd=False) as out, tarfile.open(
-            fileobj=out, mode="w|", format=tarfile.PAX_FORMAT
-        ) as tar:
+        with (
+            compressor.stream_writer(cast("IO[bytes]", _Tee(raw, digest)), closefd=False) as out,
+            tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+        ):
             for member in manifest.members.values():
                 info = tarfile.TarInfo(member.path)
                 info.size, info.mode = member.size, member.mode
@@ -167,7 +168,7 @@ def parse(data: bytes, *, where: str) -> Manifest:
     try:
         record = json.loads(data)
         if record["schema_version"] != SCHEMA_VERSION:
-            raise _refuse(where, f"schema_version {record['schema_version']!r}")  # noqa: TRY301
+            raise _refuse(where, f"schema_version {record['schema_version']!r}")
         members = {m.path: m for m in (_member(f) for f in record["files"])}
         empty = tuple(str(path) for path in record["empty"])
     except (ValueError, TypeError, KeyError, AttributeError) as exc:

@@ -68,6 +68,8 @@ def _wait(lock: Lock, key: Key, *, wait: float, filled: Callable[[], bool]) -> G
                 hint="raise --wait, or look at what the owner is doing",
             )
         if now - said >= _SAY_EVERY or said == started:
-            _log.info("waiting", kind=key.kind, key=key.short, owner=name, for_s=round(now - started))
+            _log.info(
+                "waiting", kind=key.kind, key=key.short, owner=name, for_s=round(now - started)
+            )
             said = now
         time.sleep(min(random.uniform(0.25, 1.0), max(0.05, wait - (now - started))))  # noqa: S311 - jitter

@@ -108,7 +108,7 @@ def run(
         )
         reader.start()
         try:
-            _wait_ready(process, port, started, timeout, tail, tick)
+            _wait_ready(process, port, deadline=started + timeout, tail=tail, tick=tick)
             ready = time.monotonic() - started
             answered = _ask(port)
             _stop(process)
@@ -174,8 +174,8 @@ def _copy(source: IO[bytes], out: IO[str], tail: _Tail, started: float) -> None:
 def _wait_ready(
     process: subprocess.Popen[bytes],
     port: int,
-    started: float,
-    timeout: float,
+    *,
+    deadline: float,
     tail: _Tail,
     tick: Callable[[str], None],
 ) -> None:
@@ -187,9 +187,9 @@ def _wait_ready(
             )
         if _status(port, "GET", "/health", None) == 200:
             return
-        if time.monotonic() - started > timeout:
+        if time.monotonic() > deadline:
             raise EngineError(
-                f"the engine did not answer within {timeout:.0f} s", reason="engine-timeout"
+                "the engine did not answer within --engine-timeout", reason="engine-timeout"
             )
         tick(tail.last)
         time.sleep(_POLL)

@@ -157,7 +157,7 @@ def _publish_shared(
                         restore.record(warm, key, newest.generation, seal_sha256)
                     return newest.generation
                 if theirs != base:
-                    _merge(volume, warm, key, newest.generation, theirs, mine)
+                    _merge(volume, warm, key, newest.generation, theirs=theirs, mine=mine)
                     mine = _scan(warm, key)
             assert grant is not None  # noqa: S101 - `filled` never says that it is
             after = numbers[0] if numbers else 0
@@ -169,6 +169,7 @@ def _merge(
     warm: WarmDir,
     key: Key,
     generation: int,
+    *,
     theirs: archive.Manifest,
     mine: archive.Manifest,
 ) -> None:
@@ -224,5 +225,12 @@ def _publish(
     path = os.path.join(volume.generation(key.kind, key.digest, number), SEAL)
     with open(path, "rb") as f:
         restore.record(warm, key, number, hashlib.sha256(f.read()).hexdigest())
-    _log.info("published", kind=key.kind, key=key.short, generation=number, files=len(manifest.members), bytes=packed.size)
+    _log.info(
+        "published",
+        kind=key.kind,
+        key=key.short,
+        generation=number,
+        files=len(manifest.members),
+        bytes=packed.size,
+    )
     return number

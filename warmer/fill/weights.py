@@ -79,7 +79,7 @@ def fill(
             done = _take_over(wanted, donors, os.path.join(staging.path, FILES))
         missing = [file for file in wanted if file.path not in done]
         _reserve(volume, missing)
-        _fetch_all(source, model, missing, staging.path, done, progress)
+        _fetch_all(source, model, missing, staging=staging.path, done=done, progress=progress)
         number = publish.publish(
             volume,
             staging,
@@ -115,6 +115,7 @@ def _fetch_all(
     source: Source,
     model: ModelRef,
     missing: Sequence[SourceFile],
+    *,
     staging: str,
     done: dict[str, SealedFile],
     progress: Callable[[int, int], None],

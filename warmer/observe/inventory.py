@@ -90,7 +90,9 @@ def read_seal(directory: str) -> tuple[seal.Seal, bytes]:
     return seal.parse(data, where=path), data
 
 
-def judge_generation(volume: Volume, key: Key, number: int) -> tuple[Held, seal.Seal | None]:
+def judge_generation(  # noqa: PLR0911 - one return per verdict reads best
+    volume: Volume, key: Key, number: int
+) -> tuple[Held, seal.Seal | None]:
     """Judge one published generation by its seal and the sizes of its files."""
     directory = volume.generation(key.kind, key.digest, number)
     try:
@@ -102,7 +104,9 @@ def judge_generation(volume: Volume, key: Key, number: int) -> tuple[Held, seal.
     except seal.ForeignSealError as exc:
         return Held("foreign", f"generation {number} has another format: {exc}", number), None
     if (record.kind, record.key) != (key.kind, key.digest):
-        return Held("foreign", f"generation {number} carries the seal of another piece", number), None
+        return Held(
+            "foreign", f"generation {number} carries the seal of another piece", number
+        ), None
     missing, wrong = _broken(directory, record)
     common: dict[str, Any] = {
         "generation": number,
@@ -113,7 +117,9 @@ def judge_generation(volume: Volume, key: Key, number: int) -> tuple[Held, seal.
     if wrong:
         return Held("corrupt", f"{wrong[0]} has not the size its seal says", **common), record
     if missing:
-        return Held("partial", f"{len(missing)} files are gone, {missing[0]} first", **common), record
+        return Held(
+            "partial", f"{len(missing)} files are gone, {missing[0]} first", **common
+        ), record
     return Held("sealed", f"generation {number}", **common), record
 
 
@@ -138,7 +144,9 @@ def _stale(held: Mapping[Kind, Held], seals: Mapping[Kind, seal.Seal]) -> dict[K
         for other in KERNEL_KINDS:
             need = record.needs.get(other, 0)
             if other in held and held[other].verdict == "sealed" and held[other].generation < need:
-                reason = f"built beside {other} generation {need}; {held[other].generation} is there"
+                reason = (
+                    f"built beside {other} generation {need}; {held[other].generation} is there"
+                )
                 found[kind] = dataclasses.replace(held[kind], verdict="stale", reason=reason)
     return found
 

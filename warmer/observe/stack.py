@@ -16,7 +16,9 @@ from warmer.model import Stack
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_VERSION: Final = re.compile(r"^__version__\s*(?:=\s*version\s*)?=\s*['\"]([^'\"]+)['\"]", re.MULTILINE)
+_VERSION: Final = re.compile(
+    r"^__version__\s*(?:=\s*version\s*)?=\s*['\"]([^'\"]+)['\"]", re.MULTILINE
+)
 _CUDA: Final = re.compile(r"^cuda\b[^=\n]*=\s*['\"]([^'\"]+)['\"]", re.MULTILINE)
 _DIST_INFO: Final = re.compile(r"(.+?)-([^-]+)\.(?:dist|egg)-info$")
 

@@ -10,10 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from warmer.errors import UsageError
-
 if TYPE_CHECKING:
-    from warmer.layout import Volume
     from warmer.model import Key
 
 
@@ -50,21 +47,3 @@ class Lock(Protocol):
 
     def owner(self, key: Key) -> Owner | None:
         """Who holds it now; None when nobody does."""
-
-
-def open_lock(url: str, *, volume: Volume, me: str) -> Lock:
-    """Choose a mechanism by URL.
-
-    Args:
-        url: ``file``, the kernel's lock on the volume.
-        volume: the volume it is about.
-        me: how this process is named to waiters.
-
-    Raises:
-        UsageError: an unknown mechanism.
-    """
-    if url == "file":
-        from warmer.fill.locks.file import FileLock  # noqa: PLC0415 - pay for one mechanism
-
-        return FileLock(volume, me=me)
-    raise UsageError(f"got --lock {url!r}, expected file", reason="bad-lock")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from warmer.errors import SourceError, UsageError
+from warmer.errors import SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from warmer.model import ModelRef
 
@@ -79,21 +79,3 @@ class Source(Protocol):
         Raises:
             SourceError: not found, denied, unreachable, cut short.
         """
-
-
-def open_source(model: ModelRef, *, environment: Mapping[str, str]) -> Source:
-    """Choose a source by the model's scheme.
-
-    Args:
-        model: as asked for.
-        environment: for the source's own variables (HF_ENDPOINT, HF_TOKEN).
-    """
-    if model.scheme == "hf":
-        from warmer.fill.sources.hub import Hub  # noqa: PLC0415 - pay for one source
-
-        return Hub(model, environment=environment)
-    if model.scheme == "file":
-        from warmer.fill.sources.directory import Directory  # noqa: PLC0415 - as above
-
-        return Directory(model)
-    raise UsageError(f"got the scheme {model.scheme!r}, expected hf or file", reason="bad-model")

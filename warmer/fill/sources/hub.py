@@ -107,51 +107,61 @@ class Hub:
 
     @contextmanager
     def _translated(self, model: ModelRef, path: str = "") -> Iterator[None]:
-        from huggingface_hub import errors  # noqa: PLC0415 - as above
-
         where = f"{path} of {model}" if path else str(model)
         try:
             yield
-        except errors.GatedRepoError as exc:
-            raise SourceError(
-                f"got access to {where} denied by the hub: the model is gated, expected access",
-                reason="gated",
-                hint="accept the model's terms on the hub, and give HF_TOKEN from a Secret",
-            ) from exc
-        except errors.RevisionNotFoundError as exc:
-            raise SourceError(
-                f"got no revision {model.revision!r} of {model.name} on the hub, expected a "
-                "commit, branch or tag of it",
-                reason="no-such-revision",
-                hint="look at the repository's history; a commit is 40 hex digits",
-            ) from exc
-        except errors.RepositoryNotFoundError as exc:
-            raise SourceError(
-                f"got no model {model.name} on the hub, or none this token may see",
-                reason="not-found",
-                hint="check the name; for a private model give HF_TOKEN from a Secret",
-            ) from exc
-        except errors.RemoteEntryNotFoundError as exc:
-            raise SourceError(f"got no {where} on the hub", reason="not-found") from exc
-        except errors.HfHubHTTPError as exc:
-            raise _status(exc, where) from exc
-        except errors.OfflineModeIsEnabled as exc:
-            raise SourceError(
-                f"got HF_HUB_OFFLINE set, expected leave to ask the hub for {where}",
-                reason="offline",
-                hint="unset HF_HUB_OFFLINE for warmer; it sets it for the server itself",
-            ) from exc
-        except errors.HFValidationError as exc:
-            raise SourceError(f"got {where}, which is no repository name", reason="not-found") from exc
-        except OSError as exc:
-            if exc.errno in _OF_THE_DISK:
-                raise
-            raise _unreachable(exc, where) from exc
+        except SourceError:
+            raise
         except Exception as exc:
-            # httpx errors, whichever httpx the installed huggingface_hub vendors.
-            if not type(exc).__module__.split(".")[0].startswith(("httpx", "httpcore", "requests")):
+            error = _translate(exc, model, where)
+            if error is None:
                 raise
-            raise _unreachable(exc, where) from exc
+            raise error from exc
+
+
+def _translate(exc: Exception, model: ModelRef, where: str) -> SourceError | None:
+    """Say in warmer's words what huggingface_hub met; None for what is not the hub's fault."""
+    from huggingface_hub import errors  # noqa: PLC0415 - paid already when it raised
+
+    # A gated repository is a subclass of one that is not found: the order matters.
+    known: tuple[tuple[type[Exception], str, str, str], ...] = (
+        (
+            errors.GatedRepoError,
+            "gated",
+            f"got access to {where} denied by the hub (the model is gated), expected access",
+            "accept the model's terms on the hub, and give HF_TOKEN from a Secret",
+        ),
+        (
+            errors.RevisionNotFoundError,
+            "no-such-revision",
+            f"got no revision {model.revision!r} of {model.name} on the hub, expected one",
+            "a revision is a commit (40 hex digits), a branch or a tag of the repository",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            "not-found",
+            f"got no model {model.name} on the hub, or none that this token may see",
+            "check the name; for a private model give HF_TOKEN from a Secret",
+        ),
+        (errors.RemoteEntryNotFoundError, "not-found", f"got no {where} on the hub", ""),
+        (
+            errors.OfflineModeIsEnabled,
+            "offline",
+            f"got HF_HUB_OFFLINE set, expected leave to ask the hub for {where}",
+            "unset it for warmer; the handoff sets it for the server",
+        ),
+        (errors.HFValidationError, "not-found", f"got {where}, which is no repository name", ""),
+    )
+    for kind, reason, message, hint in known:
+        if isinstance(exc, kind):
+            return SourceError(message, reason=reason, hint=hint)
+    if isinstance(exc, errors.HfHubHTTPError):
+        return _status(exc, where)
+    if isinstance(exc, OSError):
+        return None if exc.errno in _OF_THE_DISK else _unreachable(exc, where)
+    # The HTTP client's own errors, whichever client the installed huggingface_hub uses.
+    foreign = type(exc).__module__.startswith(("httpx", "httpcore", "requests"))
+    return _unreachable(exc, where) if foreign else None
 
 
 def _status(exc: Any, where: str) -> SourceError:
@@ -187,7 +197,7 @@ def _bar(progress: Callable[[int], None]) -> Any:
     """Make the class huggingface_hub calls instead of tqdm; it reports bytes and draws nothing."""
     from tqdm import tqdm  # noqa: PLC0415 - comes with huggingface_hub
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):  # type: ignore[misc, type-arg, unused-ignore] # untyped tqdm
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs["disable"] = True
             kwargs.pop("name", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 import tenacity
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from warmer.model import ModelRef
 
+_T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 
 
@@ -57,7 +58,7 @@ class Retrying:
 
         self._call(once)
 
-    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _call(self, function: Callable[..., _T], *arguments: Any) -> _T:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(TransientSourceError),
             wait=_wait,

@@ -1,0 +1,1 @@
+"""Fill: lock, look again, fetch or build into staging, verify, publish, restore."""
