@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from warmer import argv, wanted
 from warmer.errors import UsageError
 from warmer.fill import revision, weights
-from warmer.fill.sources import Source
 from warmer.fill.sources.registry import open_source
 from warmer.fill.sources.retry import Retrying
 from warmer.layout import FILES, Volume, WarmDir
@@ -21,6 +20,7 @@ from warmer.observe import inventory
 from warmer.plan import plan
 
 if TYPE_CHECKING:
+    from warmer.fill.sources import Source
     from warmer.settings import Settings
 
 
