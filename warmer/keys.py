@@ -51,6 +51,7 @@ def compile_key(
     stack: Stack,
     accelerator: Accelerator,
     image: str | None,
+    warm_dir: str,
 ) -> Key:
     """Key of the artifacts compiled for one model, command line and stack.
 
@@ -64,10 +65,11 @@ def compile_key(
         stack: software versions.
         accelerator: what the kernels run on.
         image: the container image's digest, if known.
+        warm_dir: where the caches are; build files hold the path.
     """
     vllm = freedoms.version(stack.vllm)
     factors: dict[str, Any] = {"model.key": weights.digest, "model.path": model_path}
-    factors |= _stack(stack, accelerator, image)
+    factors |= _stack(stack, accelerator, image, warm_dir)
     factors["package.triton"] = stack.packages.get("triton")
     for name, flag in _PARALLEL.items():
         factors[name] = argv.integer(flags, flag, 1)
@@ -82,15 +84,19 @@ def compile_key(
     return Key("compile", factors)
 
 
-def shared_key(kind: Kind, *, stack: Stack, accelerator: Accelerator, image: str | None) -> Key:
+def shared_key(
+    kind: Kind, *, stack: Stack, accelerator: Accelerator, image: str | None, warm_dir: str
+) -> Key:
     """Key of a JIT kind that every model on one stack and architecture shares."""
-    factors = _stack(stack, accelerator, image)
+    factors = _stack(stack, accelerator, image, warm_dir)
     for name in families.packages(kind, accelerator.kind):
         factors[f"package.{name}"] = stack.packages.get(name)
     return Key(kind, factors)
 
 
-def _stack(stack: Stack, accelerator: Accelerator, image: str | None) -> dict[str, Any]:
+def _stack(
+    stack: Stack, accelerator: Accelerator, image: str | None, warm_dir: str
+) -> dict[str, Any]:
     return {
         "engine.vllm": stack.vllm,
         "engine.torch": stack.torch,
@@ -102,6 +108,7 @@ def _stack(stack: Stack, accelerator: Accelerator, image: str | None) -> dict[st
         "hardware.kind": accelerator.kind,
         "hardware.name": accelerator.name,
         "hardware.capability": accelerator.capability,
+        "warmer.warm_dir": warm_dir,
         "warmer.environment": families.ENVIRONMENT_VERSION,
     }
 

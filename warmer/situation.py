@@ -69,14 +69,13 @@ def look(settings: Settings) -> Situation:
     volume, warm = Volume(settings.volume), WarmDir(settings.warm_dir)
     inventory.require(volume)
     host = observe_host.observe(vllm=settings.vllm, image=settings.image)
-    source = Retrying(
-        open_source(settings.model, environment=settings.environment), budget=settings.retry
-    )
-    model = revision.resolve(settings.model, source, volume)
+    source = open_source(settings.model, environment=settings.environment)
+    model = revision.resolve(settings.model, source, volume, retry=settings.retry)
     how = wanted.start(settings, host, model, warm)
     want = wanted.want(settings, host, model, how, _config_digests(settings))
+    patient = Retrying(source, budget=settings.retry)
     return again(
-        Situation(settings, volume, warm, host, source, how, want, Inventory({}), Plan(()))
+        Situation(settings, volume, warm, host, patient, how, want, Inventory({}), Plan(()))
     )
 
 

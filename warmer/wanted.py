@@ -91,9 +91,14 @@ def want(
                 stack=host.stack,
                 accelerator=host.accelerator,
                 image=host.image,
+                warm_dir=settings.warm_dir,
             )
         else:
             wanted[kind] = keys.shared_key(
-                kind, stack=host.stack, accelerator=host.accelerator, image=host.image
+                kind,
+                stack=host.stack,
+                accelerator=host.accelerator,
+                image=host.image,
+                warm_dir=settings.warm_dir,
             )
     return Wanted(model, wanted)

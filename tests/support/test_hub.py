@@ -33,7 +33,7 @@ def root(tmp_path, monkeypatch):
     # Or the client asks huggingface.co which AI agents there are, to tell it whether one runs it.
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     for path, data in FILES.items():
-        write(tmp_path / "hub", path, data)
+        write(tmp_path / "hub", path, data, 1)
     return tmp_path / "hub"
 
 
@@ -52,10 +52,11 @@ def waits(monkeypatch):
     return slept
 
 
-def write(root, path, data):
+def write(root, path, data, mtime):
     target = root / REPO / path
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(data)
+    os.utime(target, (mtime, mtime))
 
 
 def api(hub, token=False):
@@ -153,15 +154,15 @@ def test_a_connection_serves_ranges_one_after_another(hub):
 
 
 def test_changed_content_moves_main(hub, root, tmp_path):
-    first = hub.sha(REPO)
-    write(root, "config.json", b'{"a": 2}')  # same length, at once: only the content differs
-    second = api(hub).model_info(REPO).sha
-    assert second != first
-    assert refused(api(hub).model_info, REPO, revision=first)[0] is errors.RevisionNotFoundError
-    hub.snapshot(REPO)
-    write(root, "config.json", b'{"a": 3}')
-    assert api(hub).model_info(REPO).sha not in {first, second}
-    assert download(hub, tmp_path, "config.json", revision=second) == b'{"a": 2}'
+    shas = [hub.sha(REPO)]
+    for number, mtime in ((2, 2), (3, 2**33), (4, 2**33)):  # the last: as if at once
+        write(root, "config.json", b'{"a": %d}' % number, mtime)
+        shas.append(api(hub).model_info(REPO).sha)
+    assert len(set(shas)) == 4
+    assert refused(api(hub).model_info, REPO, revision=shas[2])[0] is errors.RevisionNotFoundError
+    assert hub.snapshot(REPO) == shas[3]
+    write(root, "config.json", b"{}", 3)
+    assert download(hub, tmp_path, "config.json", revision=shas[3]) == b'{"a": 4}'
 
 
 @pytest.mark.parametrize(("token", "status"), [(False, 401), (TOKEN, 404)])
@@ -194,24 +195,23 @@ def test_a_private_or_gated_repo_takes_its_token(root, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("status", "more", "error"),
+    ("status", "more", "error", "says"),
     [
-        (401, {}, errors.GatedRepoError),
-        (403, {}, errors.GatedRepoError),
-        (403, {"code": "", "message": "no scope"}, errors.HfHubHTTPError),
-        (401, {"code": "", "message": "Invalid credentials"}, errors.HfHubHTTPError),
-        (404, {"code": "RevisionNotFound"}, errors.RevisionNotFoundError),
-        (429, {"retry_after": 7}, errors.HfHubHTTPError),
-        (503, {}, errors.HfHubHTTPError),
+        (401, {}, errors.GatedRepoError, f"model {REPO} is restricted. You must have access"),
+        (403, {}, errors.GatedRepoError, "not in the authorized list"),
+        (403, {"code": "", "message": "no scope"}, errors.HfHubHTTPError, "no scope"),
+        (401, {"code": ""}, errors.HfHubHTTPError, f"model {REPO} is restricted"),
+        (404, {"code": "RevisionNotFound"}, errors.RevisionNotFoundError, "Repository not found"),
+        (429, {"retry_after": 7}, errors.HfHubHTTPError, "Retry after 7 seconds"),
+        (503, {}, errors.HfHubHTTPError, "We're working hard to fix this"),
     ],
 )
-def test_a_status_ends_in_its_exception(hub, status, more, error):
+def test_a_status_ends_in_its_exception(hub, status, more, error, says):
     hub.fault(status=status, **more)
-    with pytest.raises(errors.HfHubHTTPError) as caught:
+    with pytest.raises(errors.HfHubHTTPError, match=says) as caught:
         api(hub).model_info(REPO)
     assert (type(caught.value), caught.value.response.status_code) == (error, status)
-    after = more.get("retry_after")
-    assert caught.value.response.headers.get("Retry-After") == (after and str(after))
+    assert caught.value.response.headers.get("Retry-After") == ("7" if status == 429 else None)
 
 
 def test_a_fault_is_limited_by_path_method_and_count(hub, tmp_path, waits):

@@ -1,4 +1,4 @@
-"""Say what a long stage is doing: one line at once, then one every ten seconds."""
+"""Say what a long stage is doing: one line every ten seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Transfer:
     def __init__(self, kind: str) -> None:
         self._kind = kind
         self._started = time.monotonic()
-        self._said = 0.0
+        self._said = self._started
         self._lock = threading.Lock()
 
     def __call__(self, done: int, total: int) -> None:
@@ -45,7 +45,7 @@ class Engine:
 
     def __init__(self) -> None:
         self._started = time.monotonic()
-        self._said = 0.0
+        self._said = self._started
 
     def __call__(self, line: str) -> None:
         """Take note of the engine's latest line."""

@@ -11,11 +11,12 @@ import dataclasses
 import json
 import os
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from warmer.fill.sources import TransientSourceError
+from warmer.fill.sources.retry import Retrying
 
 if TYPE_CHECKING:
     from warmer.fill.sources import Source
@@ -25,8 +26,18 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 
-def resolve(model: ModelRef, source: Source, volume: Volume) -> ModelRef:
+_PATIENCE: Final = 5.0
+"""Seconds a source is tried again when there is an answer from before."""
+
+
+def resolve(model: ModelRef, source: Source, volume: Volume, *, retry: float) -> ModelRef:
     """Resolve a model's revision.
+
+    Args:
+        model: as asked for.
+        source: whom to ask, without retries.
+        volume: where earlier answers are.
+        retry: seconds within which a failing source is tried again.
 
     Raises:
         SourceError: not found, denied, or unreachable with nothing remembered.
@@ -36,8 +47,9 @@ def resolve(model: ModelRef, source: Source, volume: Volume) -> ModelRef:
     if model.scheme == "file":
         return source.resolve()
     remembered = _read(volume, model)
+    patience = retry if remembered is None else min(retry, _PATIENCE)
     try:
-        resolved = source.resolve()
+        resolved = Retrying(source, budget=patience).resolve()
     except TransientSourceError as exc:
         if remembered is None:
             raise

@@ -76,8 +76,7 @@ class Hub:
         self, model: ModelRef, file: SourceFile, target: str, progress: Callable[[int], None]
     ) -> None:
         """Download one file of a commit."""
-        from huggingface_hub import hf_hub_download  # noqa: PLC0415 - 0.2 s, only to download
-
+        hf_hub_download = _library().hf_hub_download
         directory = os.path.join(os.path.dirname(target), "hub")
         with self._translated(model, file.path):
             path = hf_hub_download(
@@ -96,9 +95,7 @@ class Hub:
         known = self._known
         if known is not None and model.revision in (known.sha, self._model.revision):
             return known
-        from huggingface_hub import HfApi  # noqa: PLC0415 - 0.2 s, not paid when warm
-
-        api = HfApi(endpoint=self._endpoint, token=self._token, library_name="warmer")
+        api = _library().HfApi(endpoint=self._endpoint, token=self._token, library_name="warmer")
         with self._translated(model):
             self._known = api.model_info(
                 model.name, revision=model.revision, files_metadata=True, timeout=_TIMEOUT
@@ -117,6 +114,17 @@ class Hub:
             if error is None:
                 raise
             raise error from exc
+
+
+def _library() -> Any:
+    """Import huggingface_hub, 0.2 s, which a warm start does not pay.
+
+    Its telemetry is a request of its own, to huggingface.co whatever the endpoint; it is off.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import huggingface_hub  # noqa: PLC0415 - see above
+
+    return huggingface_hub
 
 
 def _translate(exc: Exception, model: ModelRef, where: str) -> SourceError | None:
@@ -157,8 +165,22 @@ def _translate(exc: Exception, model: ModelRef, where: str) -> SourceError | Non
             return SourceError(message, reason=reason, hint=hint)
     if isinstance(exc, errors.HfHubHTTPError):
         return _status(exc, where)
+    if isinstance(exc, errors.LocalEntryNotFoundError):
+        # "Not found locally" stands for whatever kept it from asking; the cause says which.
+        cause = exc.__cause__
+        return (
+            _status(cause, where)
+            if isinstance(cause, errors.HfHubHTTPError)
+            else _unreachable(exc, where)
+        )
     if isinstance(exc, OSError):
         return None if exc.errno in _OF_THE_DISK else _unreachable(exc, where)
+    if isinstance(exc, ValueError):
+        return TransientSourceError(
+            f"got an answer for {where} that is not the hub's ({type(exc).__name__})",
+            reason="bad-answer",
+            hint="check HF_ENDPOINT, and what stands between it and here",
+        )
     # The HTTP client's own errors, whichever client the installed huggingface_hub uses.
     foreign = type(exc).__module__.startswith(("httpx", "httpcore", "requests"))
     return _unreachable(exc, where) if foreign else None

