@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/sh
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 12
@@ -28,6 +28,9 @@ bench: $(VENV)/.ready  ## make bench NAME=check|noop-prefill|start
 	@test -f "tests/bench/$(NAME).py" || { echo "no such benchmark: NAME=$(NAME); there are:" \
 	    $$(ls tests/bench/*.py | xargs -n1 basename | sed 's/\.py$$//') >&2; exit 2; }
 	@$(BIN)/python "tests/bench/$(NAME).py"
+
+docs: $(VENV)/.ready  ## write the pages that are generated from the program
+	$(BIN)/python tests/docs/cli_page.py > docs/cli.md
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) .demo build *.egg-info

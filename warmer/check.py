@@ -31,8 +31,8 @@ cold and do not fail the check: a missing cache never denies a start.
 Options:
   --warm-dir DIR  the pod-local directory (WARMER_WARM_DIR; default /warm, or where a handed-off
                   check.py lies)
-  --deep          re-hash every sealed file instead of trusting its size
-  --json          print one JSON object
+  --deep          re-hash every sealed file instead of trusting its size (WARMER_DEEP)
+  --json          print one JSON object (WARMER_JSON)
   --help          print this text
 
 Exit status: 0 warm; 1 not warm, the missing pieces are named; 2 usage; 3 another owner is
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         The exit status.
     """
     warm_dir = environment.get("WARMER_WARM_DIR") or _default_warm_dir()
-    deep = as_json = False
+    deep = _yes(environment.get("WARMER_DEEP"))
+    as_json = _yes(environment.get("WARMER_JSON"))
     words = iter(arguments)
     for word in words:
         if word in ("--help", "-h"):
@@ -275,6 +276,10 @@ def _problem(exc: OSError, path: str) -> _ProblemError:
 
 def _as_row(kind: str, key: str, problem: _ProblemError) -> dict[str, Any]:
     return {"kind": kind, "key": key, "verdict": problem.verdict, "reason": problem.reason}
+
+
+def _yes(value: str | None) -> bool:
+    return (value or "").lower() in ("1", "true", "t", "yes", "y", "on")
 
 
 def _usage(message: str, as_json: bool) -> int:  # noqa: FBT001 - as check

@@ -2,11 +2,13 @@
 
 import os
 import shlex
+import shutil
 import sys
 
 import pytest
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+import fakeengine
 import runs
 
 
@@ -78,12 +80,19 @@ def test_help_is_0_for_every_verb():
         ("--on-miss weights=maybe", "bad-value"),
         ("--lock k8s", "bad-lock"),
         ("--vllm /nowhere/vllm", "no-engine"),
-        ("--vllm /bin/sh", "no-engine"),
         ("--config /nowhere/warmer.yaml", "bad-config"),
     ],
 )
 def test_a_wrong_option_is_2(place, options, reason):
     place.fails(2, reason, options=shlex.split(options), compared=reason != "usage")
+
+
+def test_a_command_whose_python_has_no_vllm_is_2(place, tmp_path):
+    bare = fakeengine.make_engine(tmp_path / "bare")
+    shutil.rmtree(f"{bare.site}/vllm")
+    place.fails(2, "no-engine", bare.vllm, options=("--vllm", bare.vllm))
+    os.unlink(bare.python)
+    place.fails(2, "no-engine", bare.python, options=("--vllm", bare.vllm))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +127,6 @@ def test_a_wrong_word_for_vllm_is_2(place, serve, reason, word):
         ("config: /other.yaml", "'config'"),
         ("serve-args: --max-model-len 512", "serve-args"),
         ("volume: [/a, /b]", "volume"),
-        ("model: {name: llama}", "model"),
         ("serve-args: [--max-model-len, {a: 1}]", "serve-args"),
         ("serve-args: [--max-model-len, null]", "serve-args"),
     ],

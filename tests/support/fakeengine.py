@@ -167,7 +167,7 @@ def _fail(model: str, *, crash: bool) -> None:
 def _compile(key: str) -> None:
     """Load the artifacts of this key, or make them with all that a compiler leaves around."""
     vllm = os.environ.get("VLLM_CACHE_ROOT") or os.path.expanduser("~/.cache/vllm")
-    inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or "/tmp/torchinductor_fake"  # noqa: S108 - torch's own default
+    inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or "/tmp/torchinductor_fake"
     aot = os.path.join(vllm, "torch_compile_cache/torch_aot_compile", key, "rank_0_0/model")
     graph = os.path.join(inductor, "fxgraph", key[:2], key, "artifact")
     want = {aot: hashlib.shake_256(b"aot" + key.encode()).digest(40_000)}

@@ -60,6 +60,7 @@ class Server:
         raise RuntimeError(f"the server was not ready within {timeout} s")
 
     def complete(self, model, prompt="Hello, world", tokens=8):
+        """Ask for one greedy completion; the whole answer, with vLLM's `system_fingerprint`."""
         body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/v1/completions",
@@ -67,7 +68,7 @@ class Server:
             headers={"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=120) as reply:
-            return json.load(reply)["choices"][0]["text"]
+            return json.load(reply)
 
     def stop(self):
         with contextlib.suppress(ProcessLookupError):

@@ -122,10 +122,11 @@ def fill(volume, key, files=FILES, *, after=0, needs=None):
     """Lock, stage, publish, unlock: what every filler does."""
     grant = FileLock(volume, me="a test").try_acquire(key)
     assert grant is not None, "somebody holds the lock"
-    staging, sealed = stage(volume, key, files)
-    number = commit(volume, staging, sealed, grant=grant, after=after, needs=needs)
-    grant.release()
-    return number
+    try:
+        staging, sealed = stage(volume, key, files)
+        return commit(volume, staging, sealed, grant=grant, after=after, needs=needs)
+    finally:
+        grant.release()
 
 
 def fill_tree(volume, key, tree, *, after=0, needs=None):

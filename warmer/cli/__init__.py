@@ -90,7 +90,7 @@ def main() -> NoReturn:
 
 def _run() -> int:
     try:
-        code = group.main(standalone_mode=False)
+        code = group.main(prog_name="warmer", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as exc:
         sys.stdout.write(exc.ctx.get_help() + "\n")
         return UsageError.exit_code

@@ -34,15 +34,15 @@ Exit status:
 
 def common(function: _F) -> _F:
     """Add the options that say where things are and what the server will be."""
-    for option in reversed(_COMMON):
-        function = option(function)
+    for add in reversed(_COMMON):
+        function = add(function)
     return function
 
 
 def filling(function: _F) -> _F:
     """Add the options that say how missing pieces are filled."""
-    for option in reversed(_FILLING):
-        function = option(function)
+    for add in reversed(_FILLING):
+        function = add(function)
     return function
 
 
@@ -51,7 +51,8 @@ def variable(name: str) -> str:
     return "WARMER_" + name.lstrip("-").replace("-", "_").upper()
 
 
-def _option(name: str, **kwargs: Any) -> Callable[[_F], _F]:
+def option(name: str, **kwargs: Any) -> Callable[[_F], _F]:
+    """Declare an option together with its variable."""
     return click.option(name, envvar=variable(name), show_envvar=True, **kwargs)
 
 
@@ -101,7 +102,7 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: str | None) 
 
 
 _COMMON: Final = (
-    _option(
+    option(
         "--config",
         metavar="FILE",
         is_eager=True,
@@ -109,30 +110,30 @@ _COMMON: Final = (
         callback=_load_config,
         help="YAML file with these options as keys; serve-args is a list.",
     ),
-    _option("--volume", metavar="DIR", required=True, help="The shared volume, as mounted here."),
-    _option(
+    option("--volume", metavar="DIR", required=True, help="The shared volume, as mounted here."),
+    option(
         "--warm-dir",
         metavar="DIR",
         default=settings.DEFAULT_WARM_DIR,
         show_default=True,
         help="Pod-local directory, at the same path in warmer and in the server.",
     ),
-    _option(
+    option(
         "--model",
         metavar="URI",
         required=True,
         help="hf://org/name[@revision], org/name, or file:///dir.",
     ),
-    _option("--vllm", metavar="PATH", help="The vllm command that will serve; found by default."),
-    _option("--image", metavar="DIGEST", help="Digest of the container image; part of the keys."),
-    _option(
+    option("--vllm", metavar="PATH", help="The vllm command that will serve; found by default."),
+    option("--image", metavar="DIGEST", help="Digest of the container image; part of the keys."),
+    option(
         "--compile",
         type=click.Choice(["run", "never"]),
         default="run",
         show_default=True,
         help="Build missing kernels by running the engine once here, or never.",
     ),
-    _option(
+    option(
         "--retry",
         type=click.FloatRange(min=0),
         default=settings.DEFAULT_RETRY,
@@ -140,18 +141,18 @@ _COMMON: Final = (
         metavar="SECONDS",
         help="How long a failing source is tried again.",
     ),
-    _option("--json", is_flag=True, help="Print one JSON object on stdout."),
+    option("--json", is_flag=True, help="Print one JSON object on stdout."),
     click.argument("serve_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM SERVE ARGS]"),
 )
 _FILLING: Final = (
-    _option(
+    option(
         "--lock",
         metavar="URL",
         default="file",
         show_default=True,
         help="Lock that keeps pods from filling the same piece twice: file.",
     ),
-    _option(
+    option(
         "--wait",
         type=click.FloatRange(min=0),
         default=settings.DEFAULT_WAIT,
@@ -159,13 +160,13 @@ _FILLING: Final = (
         metavar="SECONDS",
         help="How long to wait for another owner.",
     ),
-    _option(
+    option(
         "--on-miss",
         multiple=True,
         metavar="[KIND=]fail|cold",
         help="What a piece that cannot be filled means; weights fail, kernels start cold.",
     ),
-    _option(
+    option(
         "--engine-timeout",
         type=click.FloatRange(min=1),
         default=settings.DEFAULT_ENGINE_TIMEOUT,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
+from json import dumps
 
 import click
 
+from warmer.cli.options import option
 from warmer.errors import UsageError
 from warmer.report import log, table
 
@@ -19,19 +20,19 @@ _HINT = "give the file that holds the output of `vllm serve`, from process start
 Example:
   warmer report --baseline cold.log warm.log
 \b
-Exit codes:
+Exit status:
   0  the table was printed
   2  a file is missing, empty, or not the log of a vLLM start""",
 )
 @click.argument("start", metavar="LOG", type=click.Path())
-@click.option(
+@option(
     "--baseline",
     metavar="LOG",
     type=click.Path(),
     help="The log of a start without caches; becomes the cold column.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def command(start: str, baseline: str | None, *, as_json: bool) -> None:
+@option("--json", is_flag=True, help="Print JSON instead of a table.")
+def command(start: str, baseline: str | None, *, json: bool) -> None:
     """Show where the time of a vLLM start went.
 
     LOG is what `vllm serve` printed. Lines that begin with "[+12.345] ", seconds since process
@@ -39,11 +40,11 @@ def command(start: str, baseline: str | None, *, as_json: bool) -> None:
     """
     warm = _read(start)
     if baseline is None:
-        answer = table.start_as_json(warm) if as_json else table.render_one(warm)
+        answer = table.start_as_json(warm) if json else table.render_one(warm)
     else:
         rows = table.compare(_read(baseline), warm)
-        answer = table.as_json(rows) if as_json else table.render(rows)
-    click.echo(json.dumps(answer, indent=2) if as_json else answer)
+        answer = table.as_json(rows) if json else table.render(rows)
+    click.echo(dumps(answer, indent=2) if json else answer)
 
 
 def _read(path: str) -> log.StartLog:

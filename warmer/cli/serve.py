@@ -7,7 +7,7 @@ import os
 import click
 
 from warmer import settings
-from warmer.cli.options import variable
+from warmer.cli.options import option
 from warmer.errors import UsageError
 from warmer.layout import WarmDir
 
@@ -23,11 +23,9 @@ Example:
 Exit status: that of vllm serve; 2 where there is no handoff.
 """,
 )
-@click.option(
+@option(
     "--warm-dir",
     metavar="DIR",
-    envvar=variable("--warm-dir"),
-    show_envvar=True,
     default=settings.DEFAULT_WARM_DIR,
     show_default=True,
     help="Where prefill wrote the handoff.",

@@ -1,0 +1,282 @@
+"""Archives and manifests made to escape, to lie or to hurt: refused, and nothing leaves the target."""
+
+import hashlib
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import zstandard
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
+
+import volumes
+
+from warmer.errors import IntegrityError
+from warmer.fill import archive
+
+GOOD = {"a": b"first", "d/b": b"second"}
+MEMBER = {"path": "a", "size": 1, "sha256": "0" * 64, "mode": 0o644, "mtime_ns": 0}
+
+
+def manifest_of(files):
+    members = (
+        archive.Member(path, len(data), hashlib.sha256(data).hexdigest(), 0o644, 1)
+        for path, data in files.items()
+    )
+    return archive.Manifest({member.path: member for member in members})
+
+
+def entry(name, data=b"", kind=tarfile.REGTYPE, **more):
+    info = tarfile.TarInfo(name)
+    info.size, info.type = len(data), kind
+    for field, value in more.items():
+        setattr(info, field, value)
+    return info, data
+
+
+def pack(entries):
+    """A tar of whatever it is told, in zstd."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for info, data in entries:
+            tar.addfile(info, io.BytesIO(data))
+    return raw.getvalue()
+
+
+GOOD_ENTRIES = [entry(path, data) for path, data in GOOD.items()]
+GOOD_TAR = pack(GOOD_ENTRIES)
+GOOD_ARCHIVE = zstandard.ZstdCompressor(write_checksum=True).compress(GOOD_TAR)
+
+
+@pytest.fixture
+def unpack(tmp_path):
+    """Unpack bytes into box/target, and insist that nothing else anywhere near changed."""
+    box = tmp_path / "box"
+    box.mkdir()
+    (box / "victim").write_bytes(b"untouched")
+    (tmp_path / "victim").write_bytes(b"untouched")
+
+    def attack(data, manifest):
+        (tmp_path / "archive").write_bytes(data)
+        before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*") if path != box}
+        try:
+            archive.unpack(str(tmp_path / "archive"), manifest, str(box / "target"))
+        finally:
+            after = {
+                path: path.lstat().st_mtime_ns
+                for path in tmp_path.rglob("*")
+                if path != box and not path.is_relative_to(box / "target")
+            }
+            assert after == before, "something outside the target was touched"
+            assert (box / "victim").read_bytes() == b"untouched"
+            assert not any(path.is_symlink() for path in (box / "target").rglob("*"))
+
+    return attack
+
+
+def test_the_good_archive_is_accepted(unpack, tmp_path):
+    unpack(GOOD_ARCHIVE, manifest_of(GOOD))
+    assert volumes.read_tree(tmp_path / "box/target").keys() == GOOD.keys()
+
+
+ESCAPES = ["../victim", "../../victim", "d/../../victim", "/etc/warmer-was-here", "d/../a", "./a"]
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_a_member_with_a_path_that_is_not_in_the_manifest_is_refused(unpack, name):
+    data = zstandard.compress(pack([*GOOD_ENTRIES, entry(name, b"evil")]))
+    with pytest.raises(IntegrityError):
+        unpack(data, manifest_of(GOOD))
+    assert not Path("/etc/warmer-was-here").exists()
+
+
+@pytest.mark.parametrize(
+    "name", [*ESCAPES, "", ".", "..", "d/", "d//b", "d/./b", "/", "nul\0", "..//x", "a/.."]
+)
+@pytest.mark.parametrize("where", ["files", "empty"])
+def test_a_manifest_whose_path_leaves_the_tree_is_refused(name, where):
+    record = {"schema_version": 1, "files": [], "empty": []}
+    record[where].append(dict(MEMBER, path=name) if where == "files" else name)
+    with pytest.raises(IntegrityError) as refused:
+        archive.parse(json.dumps(record).encode(), where="here")
+    assert refused.value.reason == "bad-archive"
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        (tarfile.SYMTYPE, {"linkname": "../victim"}),
+        (tarfile.SYMTYPE, {"linkname": "/etc/passwd"}),
+        (tarfile.LNKTYPE, {"linkname": "../victim"}),
+        (tarfile.LNKTYPE, {"linkname": "d/b"}),
+        (tarfile.CHRTYPE, {"devmajor": 1, "devminor": 3}),
+        (tarfile.BLKTYPE, {"devmajor": 7, "devminor": 0}),
+        (tarfile.FIFOTYPE, {}),
+        (tarfile.DIRTYPE, {}),
+        (b"Z", {}),
+    ],
+)
+def test_a_member_that_is_no_file_is_refused(unpack, tmp_path, kind, more):
+    for size in (b"", GOOD["a"]):
+        files = {"a": size, "d/b": GOOD["d/b"]}
+        entries = [entry("d/b", GOOD["d/b"]), entry("a", kind=kind, **more)]
+        if size and kind != b"Z":
+            continue
+        if kind == b"Z":  # tarfile takes types it does not know for files: the manifest decides
+            entries = [entry("d/b", GOOD["d/b"]), entry("a", b"other"[:4], kind=kind)]
+        with pytest.raises(IntegrityError):
+            unpack(zstandard.compress(pack(entries)), manifest_of(files))
+        assert not (tmp_path / "box/target/a").exists()
+        return
+
+
+def test_a_link_to_outside_is_not_followed_by_a_member_below_it(unpack):
+    entries = [entry("d", kind=tarfile.SYMTYPE, linkname=".."), entry("d/victim", b"evil")]
+    with pytest.raises(IntegrityError):
+        unpack(zstandard.compress(pack(entries)), manifest_of({"d/victim": b"evil"}))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [*GOOD_ENTRIES, entry("a", GOOD["a"])],
+        [*GOOD_ENTRIES, entry("a", b"other")],
+        [entry("a", b"other"), *GOOD_ENTRIES],
+        GOOD_ENTRIES[:1],
+        GOOD_ENTRIES[1:],
+        [],
+        [*GOOD_ENTRIES, entry("extra")],
+        [entry("a", b"FIRST"), GOOD_ENTRIES[1]],
+        [entry("a", b"firs"), GOOD_ENTRIES[1]],
+        [entry("a", b"first!"), GOOD_ENTRIES[1]],
+        [entry("a"), GOOD_ENTRIES[1]],
+        [entry("a", b"second"), entry("d/b", b"first")],
+    ],
+    ids=[
+        *("twice", "twice with other bytes", "twice, the other first", "last missing"),
+        *("first missing", "all missing", "one too many", "other bytes", "shorter", "longer"),
+        *("emptied", "swapped"),
+    ],
+)
+def test_members_that_are_not_the_manifests_are_refused(unpack, entries):
+    with pytest.raises(IntegrityError) as refused:
+        unpack(zstandard.compress(pack(entries)), manifest_of(GOOD))
+    assert refused.value.reason == "bad-archive"
+
+
+@pytest.mark.parametrize("cut", range(0, len(GOOD_ARCHIVE) - 4, 7))
+def test_an_archive_cut_anywhere_before_its_last_bytes_is_refused(unpack, cut):
+    with pytest.raises(IntegrityError):
+        unpack(GOOD_ARCHIVE[:cut], manifest_of(GOOD))
+
+
+def test_a_flipped_bit_is_refused_or_changes_no_file(unpack, tmp_path):
+    refused = 0
+    for at in range(len(GOOD_ARCHIVE)):
+        data = bytearray(GOOD_ARCHIVE)
+        data[at] ^= 0x10
+        try:
+            unpack(bytes(data), manifest_of(GOOD))
+        except IntegrityError:
+            refused += 1
+        else:
+            (tmp_path / "good").mkdir(exist_ok=True)
+            found = volumes.read_tree(tmp_path / "box/target")
+            assert found == {
+                path: (len(data), hashlib.sha256(data).hexdigest()) for path, data in GOOD.items()
+            }
+        for path in sorted((tmp_path / "box/target").rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        (tmp_path / "box/target").rmdir()
+    assert refused > len(GOOD_ARCHIVE) // 2
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"\0", b"x" * 10_000, b"\0" * 10_000, GOOD_TAR, GOOD_ARCHIVE[4:]),
+        zstandard.compress(b""),
+        zstandard.compress(b"no tar at all" * 100),
+        zstandard.compress(GOOD_TAR[:512]),
+        zstandard.compress(GOOD_TAR[:520]),
+        zstandard.compress(GOOD_TAR[:1024]),
+    ],
+    ids=range(11),
+)
+def test_garbage_is_refused(unpack, data):
+    with pytest.raises(IntegrityError):
+        unpack(data, manifest_of(GOOD))
+
+
+def test_a_huge_declared_size_is_refused_without_being_believed(unpack, tmp_path):
+    huge = 1 << 50
+    info, _ = entry("a")
+    info.size = huge
+    data = zstandard.compress(info.tobuf(tarfile.PAX_FORMAT) + b"x" * 4096)
+    with pytest.raises(IntegrityError):
+        unpack(data, manifest_of(GOOD))
+    (tmp_path / "box/target").rmdir()
+    lying = archive.Manifest({"a": archive.Member("a", huge, "0" * 64, 0o644, 1)})
+    with pytest.raises(IntegrityError):
+        unpack(data, lying)
+    assert sum(path.stat().st_size for path in (tmp_path / "box").rglob("*")) < 100_000
+
+
+def test_a_frame_that_asks_for_gigabytes_of_window_is_refused(unpack):
+    with pytest.raises(IntegrityError):
+        unpack(b"\x28\xb5\x2f\xfd\x04\xa0" + b"\0" * 64, manifest_of(GOOD))
+
+
+def test_a_bomb_behind_the_last_member_is_not_unpacked(unpack, tmp_path):
+    data = zstandard.compress(pack([*GOOD_ENTRIES, entry("bomb", b"\0" * 50_000_000)]))
+    assert len(data) < 50_000
+    with pytest.raises(IntegrityError):
+        unpack(data, manifest_of(GOOD))
+    assert not (tmp_path / "box/target/bomb").exists()
+
+
+def test_an_existing_target_is_not_unpacked_into(unpack, tmp_path):
+    (tmp_path / "box/target").mkdir()
+    with pytest.raises(FileExistsError):
+        unpack(GOOD_ARCHIVE, manifest_of(GOOD))
+    assert volumes.read_tree(tmp_path / "box/target") == {}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"\0", b"null", b"[]", b"{}", b"7", b"\xff\xfe", b"[" * 100_000),
+        json.dumps({"schema_version": 2, "files": [], "empty": []}).encode(),
+        json.dumps({"schema_version": 1, "files": []}).encode(),
+        json.dumps({"schema_version": 1, "files": {"a": 1}, "empty": []}).encode(),
+        *(
+            json.dumps({"schema_version": 1, "files": [MEMBER | wrong], "empty": []}).encode()
+            for wrong in (
+                *({"size": None}, {"size": "x"}, {"size": float("inf")}, {"size": -1}),
+                *({"size": 1.5}, {"path": "\ud800"}, {"mtime_ns": 1 << 80}, {"mode": "rw"}),
+            )
+        ),
+    ],
+    ids=lambda data: f"{data[:16]!r}-{len(data)}",
+)
+def test_a_malformed_manifest_is_refused(data):
+    with pytest.raises(IntegrityError) as refused:
+        archive.parse(data, where="here")
+    assert refused.value.exit_code == 5
+
+
+def test_a_manifest_that_names_a_file_twice_is_refused():
+    record = {"schema_version": 1, "files": [MEMBER, dict(MEMBER, size=2)], "empty": []}
+    with pytest.raises(IntegrityError):
+        archive.parse(json.dumps(record).encode(), where="here")
+
+
+@pytest.mark.parametrize(("files", "empty"), [(["a", "a/b"], []), (["a"], ["a"]), (["a"], ["a/b"])])
+def test_a_manifest_in_which_a_file_is_a_directory_too_is_refused(files, empty):
+    members = [dict(MEMBER, path=path) for path in files]
+    record = {"schema_version": 1, "files": members, "empty": empty}
+    with pytest.raises(IntegrityError):
+        archive.parse(json.dumps(record).encode(), where="here")
