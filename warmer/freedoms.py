@@ -117,8 +117,10 @@ HASHED_NAMES: Final = (
 )
 """Further names in vLLM's hash, or that decide what a JIT builds."""
 
+# "TOKEN" at the end only: inside a name it counts or configures, and vLLM hashes such names.
 _SECRET: Final = re.compile(
-    r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IGNORECASE
+    r"TOKEN$|SECRET|PASSW(?:OR)?D|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY",
+    re.IGNORECASE,
 )
 
 

@@ -8,8 +8,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import structlog
+
 from warmer import argv, wanted
-from warmer.errors import UsageError
+from warmer.errors import SourceError, UsageError
 from warmer.fill import revision, weights
 from warmer.fill.sources.registry import open_source
 from warmer.fill.sources.retry import Retrying
@@ -22,6 +24,8 @@ from warmer.plan import plan
 if TYPE_CHECKING:
     from warmer.fill.sources import Source
     from warmer.settings import Settings
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +95,20 @@ def again(situation: Situation) -> Situation:
     sizes: dict[Kind, int] = {}
     if held.held["weights"].verdict != "sealed":
         key = s.wanted.keys["weights"]
-        files = s.source.files(s.wanted.model)
-        sizes["weights"] = weights.missing_bytes(s.volume, key, files, held.held["weights"])
+        try:
+            files = s.source.files(s.wanted.model)
+            sizes["weights"] = weights.missing_bytes(s.volume, key, files, held.held["weights"])
+        except SourceError as exc:
+            _tolerate(exc, s.settings)
     steps = plan(s.wanted, held, sizes=sizes, build=s.settings.compile == "run")
     return dataclasses.replace(s, held=held, plan=steps)
+
+
+def _tolerate(exc: SourceError, settings: Settings) -> None:
+    """Go on without the source's answer where the weights may be missing."""
+    if settings.policy("weights") == "fail":
+        raise exc
+    _log.warning("the source does not answer", failure=exc.message)
 
 
 def _config_digests(settings: Settings) -> dict[str, str]:

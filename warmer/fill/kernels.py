@@ -202,6 +202,8 @@ def _publish(
     seconds: float,
     needs: Mapping[str, int] | None = None,
 ) -> int:
+    for path in publish.abandoned(volume, key):
+        publish.discard(publish.Staging(path, key, ""))
     staging = publish.begin(volume, key)
     try:
         packed = archive.pack(warm.tree(key.kind), manifest, os.path.join(staging.path, ARCHIVE))

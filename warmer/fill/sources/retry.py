@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -54,6 +56,8 @@ class Retrying:
             nonlocal counted
             progress(-counted)
             counted = 0
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(target)
             self._source.fetch(model, file, target, count)
 
         self._call(once)
