@@ -43,7 +43,7 @@ class Demo:
         self.env["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
         self.env.pop("HF_HUB_OFFLINE", None)
 
-    def warmer(self, verb, *flags, expect=0, quiet=False):
+    def warmer(self, verb, *flags, expect=0):
         """Run one verb as a user would; show the command and what it prints."""
         argv = [sys.executable, "-m", "warmer", verb, *flags]
         if verb in ("plan", "prefill"):
@@ -55,11 +55,19 @@ class Demo:
         started = time.monotonic()
         done = subprocess.run(argv, env=self.env, stdout=subprocess.PIPE, text=True)
         seconds = time.monotonic() - started
-        if not quiet:
-            print(done.stdout, end="")
+        print(done.stdout, end="")
         if done.returncode != expect:
             raise SystemExit(f"warmer {verb} ended with {done.returncode}, expected {expect}")
-        return done.stdout, seconds
+        return seconds
+
+    def handoff(self):
+        with open(os.path.join(self.warm_dir, "handoff", "handoff.json"), encoding="utf-8") as f:
+            return json.load(f)
+
+    def seal(self, kind):
+        (piece,) = (p for p in self.handoff()["pieces"] if p["kind"] == kind)
+        with open(os.path.join(piece["directory"], "seal.json"), encoding="utf-8") as f:
+            return json.load(f)
 
     def new_pod(self):
         """A new pod has an empty warm dir; only the volume is shared."""
@@ -68,11 +76,6 @@ class Demo:
     def tree(self):
         """What the compile tree holds, less the kernel locks a compiler takes even to read."""
         return archive.scan(os.path.join(self.warm_dir, "cache", "compile"), EXCLUDED)
-
-
-def served_name(demo):
-    with open(os.path.join(demo.warm_dir, "handoff", "handoff.json"), encoding="utf-8") as f:
-        return json.load(f)["served_name"]
 
 
 def read_log(path):
@@ -110,15 +113,15 @@ def main():
         model = options.model or f"hf://{MODEL}@{hub.sha(MODEL)}"
         demo = Demo(work, hub, model, options.serve_args or SERVE_ARGS)
         demo.warmer("plan", expect=1)
-        text, _ = demo.warmer("prefill", "--json", "--on-miss", "kernels=fail")
-        filled = json.loads(text)["seconds"]
+        demo.warmer("prefill", "--on-miss", "kernels=fail")
+        downloaded = demo.seal("weights")["seconds"]
         cold_log = shutil.copy(
             next(e.path for e in os.scandir(os.path.join(demo.warm_dir, "logs"))),
             os.path.join(work, "cold.log"),
         )
     print("\nThe endpoint is closed. A new pod: its warm dir is empty, the volume is shared.")
     demo.new_pod()
-    _, restored = demo.warmer("prefill")
+    restored = demo.warmer("prefill")
     demo.warmer("check")
     demo.warmer("plan")
 
@@ -128,13 +131,13 @@ def main():
     print(f"\n$ {serve}", flush=True)
     with Server([serve], log=warm_log, env=demo.env) as server:
         server.wait_ready()
-        answer = server.complete(served_name(demo))
+        answer = server.complete(demo.handoff()["served_name"])
         print(f"completion: {answer['choices'][0]['text']!r}")
     cold, warm = read_log(cold_log), read_log(warm_log)
     against, ratio = judge(cold, warm, before, demo.tree())
 
-    extra = {"download": (filled["weights"], 0.0), "restore": (None, restored)}
-    totals = (filled["weights"] + cold.total_s, restored + server.ready_s)
+    extra = {"download": (downloaded, 0.0), "restore": (None, restored)}
+    totals = (downloaded + cold.total_s, restored + server.ready_s)
     print("\n" + table.render(table.compare(cold, warm, extra={**extra, "ready": totals})))
     for reason in against:
         print(f"NOT A HIT: {reason}")
