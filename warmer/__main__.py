@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 
@@ -11,7 +10,7 @@ def main() -> None:
     if sys.argv[1:2] == ["check"]:
         from warmer import check  # noqa: PLC0415 - the probe must not pay for the other verbs
 
-        sys.exit(check.main(sys.argv[2:], os.environ))
+        check.run(sys.argv[2:])
     from warmer import cli  # noqa: PLC0415 - as above
 
     cli.main()

@@ -32,7 +32,6 @@ _SHORT: Final = {
     "-cc": "--compilation-config",
     "-sc": "--speculative-config",
     "-ac": "--attention-config",
-    "-ec": "--eplb-config",
     "-n": "--nnodes",
     "-r": "--node-rank",
     "-asc": "--api-server-count",
@@ -140,6 +139,10 @@ def _refuse(flags: Flags) -> None:
                 f"got {name} among the vLLM arguments, which are written to the handoff",
                 reason="secret-in-argv",
                 hint="give it to the server container as VLLM_API_KEY or HF_TOKEN instead",
+            )
+        if name.startswith("--no-") and "--" + name[5:] in flags:
+            raise UsageError(
+                f"got both {name} and --{name[5:]}, expected one of them", reason="contradiction"
             )
         if name in _OWNED:
             raise UsageError(

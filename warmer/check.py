@@ -19,7 +19,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
+    from typing import Any, NoReturn
 
 USAGE = """\
 Usage: warmer check [--warm-dir DIR] [--deep] [--json]
@@ -107,7 +107,7 @@ def check(warm_dir: str, deep: bool) -> tuple[list[dict[str, Any]], int]:  # noq
         if problem.verdict == "absent":
             return _unfinished(warm_dir, problem)
         return [_as_row("handoff", "", problem)], problem.code
-    except (KeyError, TypeError, AttributeError) as exc:
+    except (KeyError, TypeError, AttributeError, ValueError) as exc:
         malformed = _ProblemError(CORRUPT, "corrupt", f"{path} is malformed: {exc!r}")
         return [_as_row("handoff", "", malformed)], malformed.code
     return rows, max((row.pop("code") for row in rows), default=WARM)
@@ -124,6 +124,8 @@ def _known(handoff: Mapping[str, Any], path: str) -> Sequence[Mapping[str, Any]]
 
 def _row(piece: Mapping[str, Any], handoff: Mapping[str, Any], deep: bool) -> dict[str, Any]:  # noqa: FBT001 - as check
     kind, key = piece["kind"], piece["key"]
+    if not isinstance(kind, str) or not isinstance(key, str):
+        raise TypeError(f"got kind {kind!r}, key {key!r}, expected texts")
     if piece["verdict"] != "sealed":
         row = _as_row(kind, key, _ProblemError(WARM, "cold", piece["reason"]))
         return dict(row, code=WARM)
@@ -133,6 +135,9 @@ def _row(piece: Mapping[str, Any], handoff: Mapping[str, Any], deep: bool) -> di
             _linked(handoff["model_path"], handoff["model_files"])
         else:
             _restored(piece)
+    except ValueError as exc:  # a path no system call takes
+        malformed = _ProblemError(CORRUPT, "corrupt", f"a malformed path: {exc}")
+        return dict(_as_row(kind, key, malformed), code=malformed.code)
     except _ProblemError as problem:
         return dict(_as_row(kind, key, problem), code=problem.code)
     return {"kind": kind, "key": key, "verdict": "warm", "reason": "", "code": WARM}
@@ -167,12 +172,15 @@ def _restored(piece: Mapping[str, Any]) -> None:
     record = _load(piece["restored"])
     if any(record.get(name) != piece[name] for name in ("key", "generation", "seal_sha256")):
         raise _ProblemError(NOT_WARM, "stale", "another generation is unpacked in the warm dir")
+    _stat(piece["restored"][: -len(".restored.json")])
 
 
 def _linked(link: str, target: str) -> None:
     try:
         found = os.readlink(link)
-    except OSError:
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise _problem(exc, link) from exc
         raise _ProblemError(NOT_WARM, "absent", f"{link} is no link to the weights") from None
     if found != target:
         raise _ProblemError(NOT_WARM, "stale", f"{link} leads to {found}, expected {target}")
@@ -293,5 +301,17 @@ def _default_warm_dir() -> str:
     return os.path.dirname(here) if beside else "/warm"
 
 
+def run(arguments: Sequence[str]) -> NoReturn:
+    """Run the probe as a process: anything unforeseen is a bug, and says so."""
+    try:
+        code = main(arguments, os.environ)
+    except Exception:  # noqa: BLE001 - a probe answers, whatever it met
+        import traceback  # noqa: PLC0415 - only for a bug
+
+        traceback.print_exc()
+        code = 70
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], os.environ))
+    run(sys.argv[1:])

@@ -70,6 +70,7 @@ FREE_FLAGS: Final[Mapping[str, Version]] = {
 FREE_VARIABLES: Final[Mapping[str, Version]] = {
     # Where things are.
     "VLLM_CACHE_ROOT": ALWAYS,
+    "VLLM_API_KEY": (0, 32),
     "VLLM_CONFIG_ROOT": (0, 32),
     "VLLM_XLA_CACHE_PATH": (0, 32),
     "VLLM_ASSETS_CACHE": ALWAYS,
@@ -123,6 +124,22 @@ _SECRET: Final = re.compile(
     re.IGNORECASE,
 )
 
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""What a shell can export; vLLM reads no other, though a pod may hold some."""
+
+# kubelet describes each Service of the namespace in variables that begin with its name: a Service
+# called vllm-llama puts its address under VLLM_LLAMA_..., and vLLM reads none of it.
+_SERVICE_LINK: Final = re.compile(
+    r"_SERVICE_(?:HOST|PORT(?:_\w+)?)$|_PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?$"
+)
+
+
+def service_link(name: str, value: str) -> bool:
+    """Whether a variable is kubelet's description of a Service, not anybody's setting."""
+    if name.endswith("_PORT") and re.match(r"(?:tcp|udp|sctp)://", value):
+        return True
+    return _SERVICE_LINK.search(name) is not None
+
 
 def secret(name: str) -> bool:
     """Whether a variable's name says that its value must not be written anywhere."""
@@ -142,7 +159,7 @@ def free_variable(name: str, vllm: Version) -> bool:
 
 def hashed_variable(name: str, vllm: Version) -> bool:
     """Whether a variable is a factor of the compile key (secrets never are)."""
-    if secret(name) or free_variable(name, vllm):
+    if secret(name) or free_variable(name, vllm) or not _NAME.fullmatch(name):
         return False
     return name in HASHED_NAMES or name.startswith(HASHED_PREFIXES)
 

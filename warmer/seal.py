@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SCHEMA_VERSION: Final = 1
+_HEX: Final = frozenset("0123456789abcdef")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -142,7 +143,7 @@ def _file(record: Any) -> SealedFile:
     sha256 = _text(record["sha256"])
     if not safe_path(path):
         raise ValueError(f"the path {path!r} leaves the generation")
-    if len(sha256) != 64 or int(sha256, 16) < 0:
+    if len(sha256) != 64 or not set(sha256) <= _HEX:
         raise ValueError(f"{sha256!r} is not a sha256")
     return SealedFile(path, _count(record["size"]), sha256)
 

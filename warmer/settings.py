@@ -27,7 +27,7 @@ DEFAULT_ENGINE_TIMEOUT: Final = 1800.0
 DEFAULT_RETRY: Final = 60.0
 """Seconds within which a failing source is tried again."""
 
-_REPO: Final = re.compile(r"[\w.-]+(/[\w.-]+)?$", re.ASCII)
+_REPO: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,12 @@ def parse_model(uri: str) -> ModelRef:
     if scheme != "hf":
         raise _bad_model(uri, "hf://org/name[@revision] and file:///dir are known")
     name, at, revision = rest.partition("@")
-    if not _REPO.match(name) or ".." in name or (at and not revision):
+    if not _REPO.fullmatch(name) or ".." in name or (at and not revision):
         raise _bad_model(uri, "write hf://org/name or hf://org/name@revision")
-    if any(part in ("", ".", "..") for part in revision.split("/")) and revision:
+    if revision and (
+        revision.split() != [revision]
+        or any(part in ("", ".", "..") for part in revision.split("/"))
+    ):
         raise _bad_model(uri, "a revision is a commit, a branch or a tag")
     return ModelRef("hf", name, revision or "main")
 
@@ -127,7 +130,7 @@ def parse_directory(path: str, flag: str) -> str:
         raise UsageError(
             f"got {flag} {path}, expected an absolute path",
             reason="relative-path",
-            hint="kernels are bound to the path they were built at",
+            hint="the same path must hold in the server's container: start it with /",
         )
     return os.path.normpath(path)
 

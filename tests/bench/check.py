@@ -13,7 +13,7 @@ import tempfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
 
-from volumes import handed_off
+from handed import handed_off
 
 FILES = 200
 RUNS = 41

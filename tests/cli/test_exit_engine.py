@@ -51,7 +51,7 @@ def test_an_engine_that_fails_is_7_where_kernels_must_be_there(place, mode):
 @pytest.mark.parametrize("mode", ["crash", "hang"])
 def test_an_engine_that_fails_is_a_cold_start_otherwise(place, mode):
     before = runs.published(place.volume)
-    done = place.warmed("--engine-timeout", "3", env={"FAKE_ENGINE": mode})
+    done = place.warmed("--engine-timeout", "1.5", env={"FAKE_ENGINE": mode})
     assert done.json["warm"] is False
     assert done.json["without"].keys() == {"compile"}
     assert done.json["left"] == []

@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT at every stage: out in two seconds, nothing staged, held or left running."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -75,6 +76,20 @@ def test_a_signal_during_the_download(place, signum, code, prefix):
     cleaned_up(place, result, took, signum=signum, code=code)
     assert runs.published(place.volume) == {}
     takes_over(place)
+
+
+def test_a_signal_that_meets_another_thread_during_the_download(place):
+    # The kernel may give a signal to any thread. The first has to hear of it without waking by it:
+    # so it is, too, with one that comes the moment before that thread blocks.
+    place.hub.fault(r"\.safetensors$", rate=20_000)
+    filling = place.start("prefill")
+    runs.eventually(lambda: set(runs.SHARDS) <= set(place.fetched()))
+    (other, *_) = set(map(int, os.listdir(f"/proc/{filling.pid}/task"))) - {filling.pid}
+    sent = time.monotonic()
+    assert ctypes.CDLL(None).tgkill(filling.pid, other, signal.SIGTERM) == 0
+    result = runs.finish(filling, timeout=5)
+    took = time.monotonic() - sent
+    cleaned_up(place, result, took, signum=signal.SIGTERM, code=143)
 
 
 @pytest.mark.parametrize(("signum", "code"), SIGNALS)

@@ -43,7 +43,6 @@ class Result(NamedTuple):
 
     @property
     def logged(self) -> list[dict]:
-        """The log's lines."""
         return [json.loads(line) for line in self.err.splitlines() if line.startswith("{")]
 
     @property
@@ -63,18 +62,16 @@ class Place:
     warm: str
     model: str
 
-    def but(self, **changed: str) -> Place:
-        """Return this place with something changed."""
+    def but(self, **changed) -> Place:
         return dataclasses.replace(self, **changed)
 
     def fresh(self, top) -> Place:
-        """Return this place with a copy of its volume, an empty warm dir and the other model."""
+        """Return it with a copy of its volume, an empty warm dir and the other model."""
         shutil.copytree(self.volume, f"{top}/volume", symlinks=True)
         os.mkdir(f"{top}/warm")
         return self.but(volume=f"{top}/volume", warm=f"{top}/warm", model=self.pinned(OTHER))
 
     def pinned(self, repo: str) -> str:
-        """Return the URI of the commit that a repo is at."""
         return f"hf://{repo}@{self.hub.sha(repo)}"
 
     def command(self, verb: str, *options: str, serve: tuple[str, ...] = SERVE) -> list[str]:
@@ -88,7 +85,6 @@ class Place:
         return [*WARMER, verb, *given, *options, *after]
 
     def env(self, more: dict[str, str] | None = None) -> dict[str, str]:
-        """Return the environment of a run."""
         mine = {"PATH": os.defpath, "HOME": f"{self.top}/home", "HF_ENDPOINT": self.hub.url}
         # Or huggingface_hub asks the hub, once a day, which AI agents there are.
         return mine | {"HF_HUB_DISABLE_TELEMETRY": "1"} | (more or {})
@@ -120,10 +116,7 @@ class Place:
         return error
 
     def fetched(self, since: int = 0) -> list[str]:
-        """Name the files whose bytes the hub was asked for, with repetitions.
-
-        `since` is how many requests to skip.
-        """
+        """Name the files whose bytes were asked for, repeatedly too, after `since` requests."""
         asked = [path for method, path in self.hub.requests[since:] if method == "GET"]
         return sorted(path.rsplit("/", 1)[1] for path in asked if "/resolve/" in path)
 
@@ -133,23 +126,20 @@ class Place:
         return [f"{top}/{key}/{n}" for key in listing(top) for n in sorted(listing(f"{top}/{key}"))]
 
     def staged(self) -> list[str]:
-        """List the staging directories."""
         top = f"{self.volume}/v1/staging"
         return [f"{top}/{name}" for name in listing(top)]
 
     def held(self) -> list[str]:
-        """List the locks somebody holds."""
         top = f"{self.volume}/v1/locks"
-        paths = [f"{top}/{name}" for name in listing(top)] + [f"{self.warm}/lock"]
+        paths = [*(f"{top}/{name}" for name in listing(top)), f"{self.warm}/lock"]
         return [path for path in paths if os.path.isfile(path) and locked(path)]
 
     def handoff(self) -> dict:
-        """Read the handoff."""
         with open(f"{self.warm}/handoff/handoff.json", encoding="utf-8") as stream:
             return json.load(stream)
 
     def verdicts(self) -> dict[str, str]:
-        """Read the verdict on each kind from the handoff."""
+        """Read the handoff's verdict on each kind."""
         return {piece["kind"]: piece["verdict"] for piece in self.handoff()["pieces"]}
 
 
@@ -198,10 +188,9 @@ def kill(process) -> None:
 
 
 def failed(result: Result, code: int, reason: str, *words: str, compared: bool = True) -> dict:
-    """Assert that a run with --json failed as it should; return the error.
+    """Assert that a run with --json failed with one line and a hint; return the error.
 
-    One line on stderr and a hint; the same as JSON on stdout. `compared`: it says what was got and
-    what was expected, which an error of the operating system need not.
+    `compared`: it says what was got and expected, which one of the operating system need not.
     """
     assert result.code == code, result
     error = result.json["error"]
@@ -274,25 +263,25 @@ def eventually(condition, timeout=10.0):
 
 
 @contextmanager
+def mounted(path: str, *mounts: list[str]):
+    """Mount something at a directory, in these steps, and take it away again."""
+    try:
+        for words in mounts:
+            subprocess.run(["mount", *words, path], check=True)
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
 def tmpfs(path: str, size: str):
     """Mount a filesystem of this size."""
     os.makedirs(path, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", path], check=True)
+    return mounted(path, ["-t", "tmpfs", "-o", f"size={size}", "tmpfs"])
 
 
-@contextmanager
 def read_only(path: str):
     """Mount a directory over itself, read-only."""
-    subprocess.run(["mount", "--bind", path, path], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,ro,bind", path], check=True)
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", path], check=True)
+    return mounted(path, ["--bind", path], ["-o", "remount,ro,bind"])
 
 
 def closed_port() -> int:
@@ -306,8 +295,6 @@ def flip(path: str) -> None:
     """Flip a bit in the middle of a file; size and modification time stay."""
     info = os.stat(path)
     with open(path, "r+b") as stream:
-        stream.seek(info.st_size // 2)
-        byte = stream.read(1)
-        stream.seek(info.st_size // 2)
-        stream.write(bytes([byte[0] ^ 1]))
+        byte = os.pread(stream.fileno(), 1, info.st_size // 2)[0]
+        os.pwrite(stream.fileno(), bytes([byte ^ 1]), info.st_size // 2)
     os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))

@@ -74,20 +74,22 @@ def test_a_manifest_survives_being_written_and_read(tmp_path):
 
 
 def test_trees_made_in_another_order_by_another_owner_elsewhere_are_equal_bytes(tmp_path):
-    one = make(tmp_path / "one", TREE)
-    two = tmp_path / "elsewhere" / "two"
-    make(two, dict(reversed(TREE.items())))
-    for path in TREE:
-        info = (one / path).stat()
-        os.utime(two / path, ns=(77, info.st_mtime_ns))
-        os.chown(two / path, 1234, 4321)
-    first, a = pack(one, tmp_path / "tree.tar.zst")
-    second, b = pack(two, tmp_path / "elsewhere" / "tree.tar.zst")
-    assert first == second
+    with (
+        volumes.tmpfs(tmp_path / "1") as here,  # lists a directory in the order it was filled
+        volumes.tmpfs(tmp_path / "2") as elsewhere,
+    ):
+        one, two = make(f"{here}/one", TREE), make(f"{elsewhere}/two", dict(reversed(TREE.items())))
+        assert os.listdir(one) != os.listdir(two)
+        for path in TREE:
+            info = (one / path).stat()
+            os.utime(two / path, ns=(77, info.st_mtime_ns))
+            os.chown(two / path, 1234, 4321)
+        first, a = pack(one, tmp_path / "tree.tar.zst")
+        second, b = pack(two, f"{elsewhere}/tree.tar.zst")
+        data = (tmp_path / "tree.tar.zst").read_bytes()
+        assert data == Path(elsewhere, "tree.tar.zst").read_bytes()
     assert archive.encode(first) == archive.encode(second)
     assert a == b
-    data = (tmp_path / "tree.tar.zst").read_bytes()
-    assert data == (tmp_path / "elsewhere" / "tree.tar.zst").read_bytes()
     assert (a.path, a.size) == ("tree.tar.zst", len(data))
     assert a.sha256 == hashlib.sha256(data).hexdigest()
 

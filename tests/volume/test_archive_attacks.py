@@ -266,14 +266,12 @@ def test_a_malformed_manifest_is_refused(data):
         ({"a": {}, "a/b": {}}, []),
         ({"a": {}}, ["a"]),
         ({"a": {}}, ["a/b"]),
-        ({"a": {"mtime_ns": 1 << 80}}, []),
-        ({"a": {"mtime_ns": -(1 << 80)}}, []),
         ({"a" * 300: {}}, []),
         ({"a": {}}, ["b" * 300]),
         ({"a": {}}, ["\ud800"]),
     ],
     ids=[
-        *("file below a file", "file and empty", "empty below a file", "far future", "far past"),
+        *("file below a file", "file and empty", "empty below a file"),
         *("long name", "long empty name", "name that cannot be"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from warmer import argv, settings
+from warmer import argv, freedoms, settings
 from warmer.errors import UsageError
 from warmer.settings import Settings
 
@@ -183,6 +183,7 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
     Raises:
         UsageError: a value is wrong.
     """
+    environment = os.environ if environment is None else environment
     words = tuple(values.get("serve_args") or ())
     chosen = {
         name: values[name]
@@ -197,7 +198,7 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
         flags=argv.parse(words),
         on_miss=settings.parse_on_miss(values.get("on_miss") or ()),
         me=_me(),
-        environment=dict(os.environ if environment is None else environment),
+        environment={n: v for n, v in environment.items() if not freedoms.service_link(n, v)},
         **chosen,
     )
 

@@ -59,7 +59,7 @@ class Handoff:
         env: variable → value; no secrets.
         argv: `vllm serve` arguments after the model.
         pieces: what is there, and what is not.
-        command: what starts vLLM where `vllm` is not on PATH.
+        command: what started vLLM for the build; where it is not there, `vllm` of the PATH.
         known: names of variables that are free to differ; `serve` warns of others.
     """
 
@@ -82,17 +82,21 @@ set -eu
 known=' {known} '
 for name in $(env | sed -n 's/^\\(VLLM_[A-Za-z0-9_]*\\)=.*/\\1/p'); do
     case "$known" in
-        *" $name "*) ;;
+        *" $name "*) continue ;;
+    esac
+    case "$name" in # Kubernetes describes the services of a namespace in such names
+        *_SERVICE_HOST | *_SERVICE_PORT* | *_PORT | *_PORT_[0-9]*_*) ;;
         *) echo "warmer: $name was not set when the kernels were built; they may not hit" >&2 ;;
     esac
 done
 . {env}
-PATH="$PATH":{bin}
+PATH="$PATH"{bin}
 export PATH
-if command -v vllm >/dev/null 2>&1; then
-    exec vllm serve {words} "$@"
+set -- serve {words} "$@"
+if command -v {program} >/dev/null 2>&1; then
+    exec {command} "$@"
 fi
-exec {fallback} serve {words} "$@"
+exec vllm "$@"
 """
 
 
@@ -111,9 +115,10 @@ def render(handoff: Handoff, *, directory: str, probe: str) -> dict[str, str]:
         version=__version__,
         known=" ".join(sorted({*handoff.env, *handoff.known})),
         env=shlex.quote(os.path.join(directory, "env")),
-        bin=shlex.quote(os.path.dirname(handoff.command[0])),
+        bin=_beside(handoff.command[0]),
         words=shlex.join([handoff.model_path, *handoff.argv]),
-        fallback=shlex.join(handoff.command),
+        program=shlex.quote(handoff.command[0]),
+        command=shlex.join(handoff.command),
     )
     return {
         "check.py": probe,
@@ -149,6 +154,12 @@ def _piece(piece: Piece) -> dict[str, Any]:
         "seal_sha256": piece.seal_sha256,
         "restored": piece.restored,
     }
+
+
+def _beside(command: str) -> str:
+    """What goes on the end of PATH for a command's tools; an empty entry would mean "here"."""
+    directory = os.path.dirname(command)
+    return ":" + shlex.quote(directory) if directory else ""
 
 
 def _env(env: Mapping[str, str]) -> str:

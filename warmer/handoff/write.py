@@ -86,7 +86,7 @@ def announce(warm: WarmDir, volume: Volume, wanted: Mapping[Kind, Key]) -> None:
 
 
 def _replace(path: str, text: str, mode: int) -> None:
-    data = text.encode()
+    data = text.encode("utf-8", "surrogateescape")
     with contextlib.suppress(OSError), open(path, "rb") as f:
         if f.read() == data:
             return

@@ -1,0 +1,94 @@
+"""Many pods at once: each byte is fetched once, the engine runs once, all start warm."""
+
+import os
+import sys
+from collections import Counter
+
+import pytest
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+import runs
+
+PODS = 6
+# Each process sees a directory of its own at the one path that kernels are bound to.
+OWN_WARM_DIR = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="bind mounts are root's")
+
+
+@pytest.fixture
+def place(tmp_path):
+    with runs.place(tmp_path) as place:
+        yield place
+
+
+def pods(place):
+    """Yield for each pod its directory, and what to run a process under to see it as `warm`."""
+    for number in range(PODS):
+        own = f"{place.top}/pod-{number}"
+        os.mkdir(own)
+        yield own, ("unshare", "-m", "sh", "-c", OWN_WARM_DIR, "sh", own, place.warm)
+
+
+def handed_off(own):
+    """Read all files of a pod's handoff, but for what only a running prefill needs."""
+    found = {}
+    for name in runs.listing(f"{own}/handoff"):
+        if name != "plan.json":
+            with open(f"{own}/handoff/{name}", "rb") as stream:
+                found[name] = stream.read()
+    return found
+
+
+def test_six_pods_fetch_and_build_once_and_hand_off_the_same(place):
+    place.hub.fault(r"\.safetensors$", rate=2_000_000)  # slow enough that all six meet
+    every = list(pods(place))
+    env = {"FAKE_ENGINE": "slow=0.5"}
+    started = [place.start("prefill", "--json", prefix=prefix, env=env) for _, prefix in every]
+    results = [runs.finish(process, timeout=60) for process in started]
+    assert [result.code for result in results] == [0] * PODS, results
+    assert all(result.json["warm"] for result in results)
+
+    files = sorted(os.listdir(f"{place.hub.root}/{runs.REPO}"))
+    assert Counter(place.fetched()) == Counter(files), "each file once"
+    assert len(place.engine.starts) == 1
+    assert len(place.generations("weights")) == len(place.generations("compile")) == 1
+    assert (place.staged(), place.held()) == ([], [])
+
+    first, *others = [handed_off(own) for own, _ in every]
+    assert first.keys() == {"handoff.json", "env", "serve", "check.py"}
+    assert all(other == first for other in others)
+    for _, prefix in every:
+        assert place.run("check", "--deep", prefix=prefix).code == 0
+    # One was at work, and the others waited for it: they say for whom.
+    waits = [line for result in results for line in result.logged if line["event"] == "waiting"]
+    assert "weights" in {line["kind"] for line in waits}
+    assert all(line["owner"] for line in waits)
+
+
+def test_the_death_of_the_owner_makes_one_of_the_waiting_the_next(place):
+    slow = place.hub.fault(r"\.safetensors$", rate=20_000)
+    every = list(pods(place))
+    owner = place.start("prefill", prefix=every[0][1])
+    runs.eventually(lambda: set(runs.SHARDS) <= set(place.fetched()))
+    waiting = [place.start("prefill", "--json", prefix=prefix) for _, prefix in every[1:]]
+    for own, _ in every[1:]:
+        runs.eventually(lambda own=own: os.path.exists(f"{own}/handoff/plan.json"))
+    slow.times = 0
+    runs.kill(owner)
+    results = [runs.finish(process, timeout=60) for process in waiting]
+    assert [(result.code, result.json["warm"]) for result in results] == [(0, True)] * (PODS - 1)
+    assert max(Counter(place.fetched()).values()) <= 2, "once by the dead, once by the next"
+    assert len(place.engine.starts) == 1
+    assert (place.staged(), place.held()) == ([], [])
+
+
+def test_a_stampede_onto_a_sealed_volume_restores_without_a_word_to_the_hub(place):
+    place.warmed()
+    place.hub.close()
+    every = list(pods(place))
+    started = [place.start("prefill", "--json", prefix=prefix) for _, prefix in every]
+    results = [runs.finish(process, timeout=60) for process in started]
+    assert [(result.code, result.json["warm"]) for result in results] == [(0, True)] * PODS
+    assert len(place.engine.starts) == 1
+    assert all(handed_off(own) == handed_off(place.warm) for own, _ in every)

@@ -1,0 +1,220 @@
+"""The rendered handoff (`warmer.handoff.render`), run by real shells with a stub for vllm."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
+
+import handed
+
+from warmer import freedoms, wanted
+from warmer.handoff import write
+from warmer.handoff.assemble import hand_off
+from warmer.handoff.render import Handoff, Piece, as_json
+from warmer.layout import WarmDir
+
+STUB = """#!/bin/sh
+printf '%s\\0' "$@" >"$OUT/argv"
+env -0 >"$OUT/env"
+"""
+HOSTILE = [
+    *("", " ", "two  words ", "it's", '"', "'\"'", "$(touch pwned)", "`touch pwned`", "$HOME"),
+    *("a\nb", "ends\n", "\n", "\t", "\r", "\\", "a\\nb", "*", "~", "!x", "a;b", "a&b", "a|b", ">x"),
+    *("-n", "--", "#x", "%s", "{a,b}", "{version}", "[a]", "(x)", "ünï", "=", "a=b", "\x01\x7f"),
+]
+SHELLS = [shell for shell in ("sh", "dash", "bash", "busybox") if shutil.which(shell)]
+
+
+class Pod:
+    """A server's container: a handoff, a directory with a stub vllm, and an environment."""
+
+    def __init__(self, top, name="warm"):
+        self.top = top
+        self.warm = WarmDir(str(top / name))
+        self.bin = self.stub(top / "bin" / "vllm")
+        self.env = {"PATH": f"{self.bin}:{os.defpath}", "HOME": str(top), "OUT": str(top)}
+
+    def stub(self, path):
+        path.parent.mkdir(parents=True)
+        path.write_text(STUB)
+        path.chmod(0o755)
+        return str(path.parent)
+
+    def write(self, **changed):
+        plain = {"model_path": "/warm/models/x", "model_files": "/v/x", "served_name": "org/x"}
+        write.write(self.warm, Handoff(**plain | {"env": {}, "argv": [], "pieces": []} | changed))
+
+    def serve(self, *words, shell=None, env=None):
+        """Run `serve`; return its standard error and what the stub saw."""
+        script = os.path.join(self.warm.handoff, "serve")
+        prefix = {None: [], "busybox": ["busybox", "sh"]}.get(shell, [shell])
+        done = subprocess.run(
+            [*prefix, script, *words],
+            env=self.env | (env or {}),
+            cwd=self.top,
+            capture_output=True,
+            timeout=20,
+        )
+        assert done.returncode == 0, done.stderr
+        assert not (self.top / "pwned").exists()
+        argv = (self.top / "argv").read_bytes().split(b"\0")[:-1]
+        seen = (self.top / "env").read_bytes().split(b"\0")[:-1]
+        seen = dict(os.fsdecode(pair).split("=", 1) for pair in seen)
+        return done.stderr.decode(), [os.fsdecode(word) for word in argv], seen
+
+
+@pytest.fixture
+def pod(tmp_path):
+    return Pod(tmp_path)
+
+
+@pytest.mark.parametrize("shell", [None, *SHELLS])
+def test_hostile_values_reach_vllm_as_they_are(pod, shell):
+    env = {f"VLLM_H{n}": value for n, value in enumerate(HOSTILE)}
+    pod.write(env=env, argv=[f"--x{n}={v}" for n, v in enumerate(HOSTILE)] + HOSTILE)
+    said, argv, seen = pod.serve(*HOSTILE, shell=shell)
+    assert argv[:2] == ["serve", "/warm/models/x"]
+    assert argv[2:] == [f"--x{n}={v}" for n, v in enumerate(HOSTILE)] + HOSTILE + HOSTILE
+    assert {name: seen.get(name) for name in env} == env
+    assert said == ""
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("name", ["a b", "it's", '"$(touch pwned)"', "ü;x", "-n"])
+def test_a_warm_dir_with_a_hostile_name_works(tmp_path, shell, name):
+    pod = Pod(tmp_path, name)
+    pod.write(env={"X": "1"}, model_path=f"{pod.warm.root}/models/x")
+    _, argv, seen = pod.serve(shell=shell)
+    assert argv == ["serve", f"{pod.warm.root}/models/x"]
+    assert seen["X"] == "1"
+
+
+def test_the_handoffs_environment_wins_over_the_containers_and_the_rest_stays(pod):
+    pod.write(env={"VLLM_A": "built"}, argv=["--max-model-len", "512"])
+    said, argv, seen = pod.serve("--port", "1", env={"VLLM_A": "other", "HF_TOKEN": "hf_mine"})
+    assert (seen["VLLM_A"], seen["HF_TOKEN"]) == ("built", "hf_mine")
+    assert argv[2:] == ["--max-model-len", "512", "--port", "1"]
+    assert said == ""
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_it_warns_of_each_variable_the_kernels_were_built_without_and_starts_all_the_same(
+    pod, shell
+):
+    pod.write(env={"VLLM_BUILT": "1"}, known=freedoms.FREE_VARIABLES)
+    quiet = {"VLLM_BUILT": "2", "VLLM_PORT": "80", "OTHER": "1", "MY_VLLM_X": "1"}
+    assert pod.serve(shell=shell, env=quiet)[0] == ""
+    said, argv, seen = pod.serve(shell=shell, env=quiet | {"VLLM_NEW": "a b", "VLLM_BUIL": ""})
+    assert sorted(line.split()[1] for line in said.splitlines()) == ["VLLM_BUIL", "VLLM_NEW"]
+    assert all(line.startswith("warmer: ") for line in said.splitlines())
+    assert (argv[0], seen["VLLM_NEW"]) == ("serve", "a b")
+
+
+def test_without_vllm_on_the_path_the_handoffs_own_command_runs(pod):
+    directory = pod.stub(pod.top / "my venv" / "python")
+    (pod.top / "my venv" / "ninja").symlink_to("/bin/true")
+    pod.write(command=(f"{directory}/python", "-m", "vllm it's"), argv=["--x", "a b"])
+    _, argv, seen = pod.serve("y z", env={"PATH": os.defpath})
+    assert argv == ["-m", "vllm it's", "serve", "/warm/models/x", "--x", "a b", "y z"]
+    assert seen["PATH"] == f"{os.defpath}:{directory}", "its tools, such as ninja, are beside it"
+
+
+@pytest.mark.parametrize("command", [("vllm",), ("/opt/venv/bin/vllm",)], ids=["bare", "absolute"])
+def test_the_current_directory_never_gets_onto_the_path(pod, command):
+    pod.write(command=command)
+    _, _, seen = pod.serve()
+    assert all(part.startswith("/") for part in seen["PATH"].split(":")), seen["PATH"]
+
+
+# --- what a pod's environment may hold ------------------------------------------------------------
+
+
+def started(pod, environment):
+    """Hand off for a pod with this environment, as `prefill` would."""
+    s = handed.situation(pod.top)
+    settings = dataclasses.replace(s.settings, environment=environment)
+    how = wanted.start(settings, s.host, handed.MODEL, s.warm)
+    hand_off(dataclasses.replace(s, settings=settings, how=how), {})
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("name", ["VLLM_A.B", "VLLM_A-B", "VLLM_A B", "VLLM_A;touch pwned;B"])
+def test_a_variable_with_a_name_no_shell_takes_never_denies_a_start(pod, shell, name):
+    started(pod, {name: "1", "VLLM_GOOD": "2"})
+    _, argv, seen = pod.serve(shell=shell, env={name: "1"})
+    assert argv[0] == "serve"
+    assert seen["VLLM_GOOD"] == "2"
+
+
+def test_a_value_that_is_no_utf_8_gets_through(pod):
+    started(pod, {"VLLM_A": os.fsdecode(b"caf\xe9")})
+    assert os.fsencode(pod.serve()[2]["VLLM_A"]) == b"caf\xe9"
+
+
+def test_a_servers_own_api_key_is_no_reason_to_warn(pod):
+    """It is where warmer itself says that the key belongs, and vLLM does not hash it."""
+    started(pod, {})
+    assert pod.serve(env={"VLLM_API_KEY": "k"})[0] == ""
+
+
+def test_no_secret_of_the_pod_is_in_the_handoff(pod):
+    secrets = {"HF_TOKEN": "planted1", "VLLM_API_KEY": "planted2", "VLLM_X_PASSWORD": "planted3"}
+    started(pod, secrets | {"VLLM_GOOD": "2"})
+    texts = [path.read_text() for path in Path(pod.warm.handoff).iterdir()]
+    assert len(texts) == 4
+    assert any("VLLM_GOOD" in text for text in texts)
+    assert not any("planted" in text for text in texts)
+
+
+# --- handoff.json ---------------------------------------------------------------------------------
+
+
+def test_the_shape_of_the_record_never_changes(pod):
+    pieces = [
+        Piece("weights", "a" * 64, "sealed", "", 2, "/v/w/2", 10, "b" * 64),
+        Piece("compile", "c" * 64, "absent", "no room"),
+        Piece(
+            "jit", "d" * 64, "sealed", "", 1, "/v/j/1", 5, "e" * 64, "/warm/cache/jit.restored.json"
+        ),
+    ]
+    pod.write(env={"B": "2", "A": "1"}, argv=("--x", "ü"), pieces=pieces)
+    written = json.loads(Path(pod.warm.handoff, "handoff.json").read_text(encoding="utf-8"))
+    assert written.pop("by").startswith("warmer ")
+    missing = {"generation": 0, "directory": "", "bytes": 0, "seal_sha256": "", "restored": None}
+    whole = {"verdict": "sealed", "reason": ""}
+    weights = {"generation": 2, "directory": "/v/w/2", "bytes": 10, "seal_sha256": "b" * 64}
+    jit = {"generation": 1, "directory": "/v/j/1", "bytes": 5, "seal_sha256": "e" * 64}
+    assert written == {
+        "schema_version": 1,
+        "model_path": "/warm/models/x",
+        "model_files": "/v/x",
+        "served_name": "org/x",
+        "env": {"A": "1", "B": "2"},
+        "argv": ["--x", "ü"],
+        "pieces": [
+            {"kind": "weights", "key": "a" * 64, "restored": None} | whole | weights,
+            {"kind": "compile", "key": "c" * 64, "verdict": "absent", "reason": "no room"}
+            | missing,
+            {"kind": "jit", "key": "d" * 64, "restored": "/warm/cache/jit.restored.json"}
+            | whole
+            | jit,
+        ],
+    }
+    assert list(written["env"]) == ["A", "B"]
+
+
+def test_the_record_and_the_scripts_say_the_same(pod):
+    env = {f"VLLM_H{n}": value for n, value in enumerate(HOSTILE)}
+    handoff = Handoff("/m", "/f", "n", env=env, argv=HOSTILE, pieces=[])
+    write.write(pod.warm, handoff)
+    _, argv, seen = pod.serve()
+    record = as_json(handoff)
+    assert argv == ["serve", record["model_path"], *record["argv"]]
+    assert {name: seen[name] for name in record["env"]} == record["env"]
