@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from warmer.errors import UsageError
 from warmer.model import canonical
+from warmer.secrecy import secret_inside, secret_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -140,6 +141,7 @@ def _refuse(flags: Flags) -> None:
                 reason="secret-in-argv",
                 hint="give it to the server container as VLLM_API_KEY or HF_TOKEN instead",
             )
+        _refuse_secret_inside(name, flags[name])
         if name.startswith("--no-") and "--" + name[5:] in flags:
             raise UsageError(
                 f"got both {name} and --{name[5:]}, expected one of them", reason="contradiction"
@@ -150,3 +152,21 @@ def _refuse(flags: Flags) -> None:
                 reason="flag-owned-by-warmer",
                 hint=_OWNED[name],
             )
+
+
+def _refuse_secret_inside(name: str, occurrences: list[list[str]]) -> None:
+    """Refuse ``--flag.password x`` and JSON values that hold a key named like a secret."""
+    found = name if secret_name(name.rpartition(".")[2]) and "." in name else None
+    for value in (value for occurrence in occurrences for value in occurrence):
+        if value[:1] in ("{", "["):
+            try:
+                found = found or secret_inside(json.loads(value))
+            except ValueError:
+                continue
+    if found:
+        raise UsageError(
+            f"got a secret, {found}, in {name} among the vLLM arguments, which are written to the "
+            "handoff",
+            reason="secret-in-argv",
+            hint="give it to the server container in its environment instead",
+        )

@@ -18,7 +18,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, NoReturn
 
 USAGE = """\
@@ -130,11 +130,13 @@ def _row(piece: Mapping[str, Any], handoff: Mapping[str, Any], deep: bool) -> di
         row = _as_row(kind, key, _ProblemError(WARM, "cold", piece["reason"]))
         return dict(row, code=WARM)
     try:
-        _sealed(piece, deep)
         if kind == "weights":
+            _sealed(piece, deep)
             _linked(handoff["model_path"], handoff["model_files"])
-        else:
+        else:  # unpacked here: what becomes of the archive is no matter of this pod's readiness
             _restored(piece)
+            if deep:
+                _sealed(piece, deep)
     except ValueError as exc:  # a path no system call takes
         malformed = _ProblemError(CORRUPT, "corrupt", f"a malformed path: {exc}")
         return dict(_as_row(kind, key, malformed), code=malformed.code)
@@ -145,7 +147,7 @@ def _row(piece: Mapping[str, Any], handoff: Mapping[str, Any], deep: bool) -> di
 
 def _sealed(piece: Mapping[str, Any], deep: bool) -> None:  # noqa: FBT001 - as check
     directory = piece["directory"]
-    _reopen(os.path.dirname(directory))
+    _ask(_reopen, os.path.dirname(directory))
     path = os.path.join(directory, "seal.json")
     seal = _load(path)
     try:
@@ -159,12 +161,12 @@ def _sealed(piece: Mapping[str, Any], deep: bool) -> None:  # noqa: FBT001 - as 
         files.append(("seal.json", None, piece["seal_sha256"]))
     for name, size, sha256 in files:
         file = os.path.join(directory, name)
-        found = _stat(file)
+        found = _ask(os.stat, file).st_size
         if size is not None and found != size:
             raise _ProblemError(
                 CORRUPT, "corrupt", f"{file} has {found} bytes, its seal says {size}"
             )
-        if deep and _hash(file) != sha256:
+        if deep and _ask(_hash, file) != sha256:
             raise _ProblemError(CORRUPT, "corrupt", f"{file} has not the sha256 its seal says")
 
 
@@ -172,7 +174,7 @@ def _restored(piece: Mapping[str, Any]) -> None:
     record = _load(piece["restored"])
     if any(record.get(name) != piece[name] for name in ("key", "generation", "seal_sha256")):
         raise _ProblemError(NOT_WARM, "stale", "another generation is unpacked in the warm dir")
-    _stat(piece["restored"][: -len(".restored.json")])
+    _ask(os.stat, piece["restored"][: -len(".restored.json")])
 
 
 def _linked(link: str, target: str) -> None:
@@ -181,7 +183,7 @@ def _linked(link: str, target: str) -> None:
     except OSError as exc:
         if exc.errno != errno.EINVAL:
             raise _problem(exc, link) from exc
-        raise _ProblemError(NOT_WARM, "absent", f"{link} is no link to the weights") from None
+        found = "no link"
     if found != target:
         raise _ProblemError(NOT_WARM, "stale", f"{link} leads to {found}, expected {target}")
 
@@ -233,43 +235,39 @@ def _locked(path: str) -> bool:
 
 def _load(path: str) -> Any:
     try:
-        with open(path, "rb") as f:
-            value = json.loads(f.read())
-    except OSError as exc:
-        raise _problem(exc, path) from exc
-    except ValueError as exc:
+        value = json.loads(_ask(_read, path))
+    except (ValueError, RecursionError) as exc:
         raise _ProblemError(CORRUPT, "corrupt", f"{path} is not JSON: {exc}") from exc
     if not isinstance(value, dict):
         raise _ProblemError(CORRUPT, "corrupt", f"{path} holds no JSON object")
     return value
 
 
-def _stat(path: str) -> int:
+def _ask(call: Callable[[str], Any], path: str) -> Any:
     try:
-        return os.stat(path).st_size
+        return call(path)
     except OSError as exc:
         raise _problem(exc, path) from exc
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as f:
+        return f.read()
 
 
 def _hash(path: str) -> str:
     import hashlib  # noqa: PLC0415 - only for --deep
 
     digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as f:
-            for chunk in iter(lambda: f.read(1 << 20), b""):
-                digest.update(chunk)
-    except OSError as exc:
-        raise _problem(exc, path) from exc
+    with open(path, "rb") as f:
+        for chunk in iter(lambda: f.read(1 << 20), b""):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
 def _reopen(directory: str) -> None:
     """Make NFS fetch the directory's attributes anew, or a new name stays unseen for 25 s."""
-    try:
-        os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
-    except OSError as exc:
-        raise _problem(exc, directory) from exc
+    os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
 
 
 def _problem(exc: OSError, path: str) -> _ProblemError:

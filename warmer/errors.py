@@ -42,6 +42,12 @@ class WarmerError(Exception):
         self.hint = hint
 
 
+class NotWarmError(WarmerError):
+    """A piece is missing, nothing here may fill it, and its policy is ``fail``."""
+
+    exit_code = 1
+
+
 class UsageError(WarmerError):
     """The command line, the environment or the configuration file is wrong."""
 

@@ -134,6 +134,14 @@ _CPU: Final = {
     "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
 }
 
+OTHER_REPOSITORIES: Final = (
+    "--hf-config-path",
+    "--lora-modules",
+    "--speculative-config",
+    "--tokenizer",
+)
+"""Flags that may name another repository than the model's: the engine must then be able to fetch."""
+
 ENVIRONMENT_VERSION: Final = 1
 """Raised whenever `environment` changes: kernels built under another block are another key."""
 

@@ -20,6 +20,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from warmer.secrecy import secret_name, secret_value
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -113,16 +115,11 @@ HASHED_NAMES: Final = (
     "MOONCAKE_PREFERRED_SEGMENT",
     "MOONCAKE_REQUESTER_LOCAL_HOSTNAME",
     "NVCC_THREADS",
+    "OMP_NUM_THREADS",
     "TORCH_CUDA_ARCH_LIST",
     "VERBOSE",
 )
 """Further names in vLLM's hash, or that decide what a JIT builds."""
-
-# "TOKEN" at the end only: inside a name it counts or configures, and vLLM hashes such names.
-_SECRET: Final = re.compile(
-    r"TOKEN$|SECRET|PASSW(?:OR)?D|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY",
-    re.IGNORECASE,
-)
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """What a shell can export; vLLM reads no other, though a pod may hold some."""
@@ -141,11 +138,6 @@ def service_link(name: str, value: str) -> bool:
     return _SERVICE_LINK.search(name) is not None
 
 
-def secret(name: str) -> bool:
-    """Whether a variable's name says that its value must not be written anywhere."""
-    return _SECRET.search(name) is not None
-
-
 def free_flag(name: str, vllm: Version) -> bool:
     """Whether a flag may differ between two starts of this vLLM that share kernels."""
     plain = "--" + name[5:] if name.startswith("--no-") else name
@@ -157,9 +149,14 @@ def free_variable(name: str, vllm: Version) -> bool:
     return _holds(FREE_VARIABLES, name, vllm)
 
 
-def hashed_variable(name: str, vllm: Version) -> bool:
+def hashed_variable(name: str, value: str, vllm: Version) -> bool:
     """Whether a variable is a factor of the compile key (secrets never are)."""
-    if secret(name) or free_variable(name, vllm) or not _NAME.fullmatch(name):
+    if (
+        secret_name(name)
+        or secret_value(value)
+        or free_variable(name, vllm)
+        or not _NAME.fullmatch(name)
+    ):
         return False
     return name in HASHED_NAMES or name.startswith(HASHED_PREFIXES)
 

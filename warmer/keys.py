@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 SELECTION: Final = "all/1"
 """Which of a repository's files make up the weights piece, and the rule's version."""
 
+_ARCHITECTURES: Final = ("FLASHINFER_CUDA_ARCH_LIST", "TORCH_CUDA_ARCH_LIST")
+"""Variables that decide for which architectures a JIT builds."""
+
 _PARALLEL: Final = {
     "parallel.tp": "--tensor-parallel-size",
     "parallel.pp": "--pipeline-parallel-size",
@@ -79,18 +82,26 @@ def compile_key(
     for path, digest in config_digests.items():
         factors[f"file.{path}"] = digest
     for name, value in (dict(inherited) | dict(environment)).items():
-        if freedoms.hashed_variable(name, vllm):
+        if freedoms.hashed_variable(name, value, vllm):
             factors[f"env.{name}"] = value
     return Key("compile", factors)
 
 
 def shared_key(
-    kind: Kind, *, stack: Stack, accelerator: Accelerator, image: str | None, warm_dir: str
+    kind: Kind,
+    *,
+    stack: Stack,
+    accelerator: Accelerator,
+    image: str | None,
+    warm_dir: str,
+    environment: Mapping[str, str],
 ) -> Key:
     """Key of a JIT kind that every model on one stack and architecture shares."""
     factors = _stack(stack, accelerator, image, warm_dir)
     for name in families.packages(kind, accelerator.kind):
         factors[f"package.{name}"] = stack.packages.get(name)
+    for name in _ARCHITECTURES:
+        factors[f"env.{name}"] = environment.get(name)
     return Key(kind, factors)
 
 
@@ -108,6 +119,7 @@ def _stack(
         "hardware.kind": accelerator.kind,
         "hardware.name": accelerator.name,
         "hardware.capability": accelerator.capability,
+        "hardware.threads": accelerator.threads,
         "warmer.warm_dir": warm_dir,
         "warmer.environment": families.ENVIRONMENT_VERSION,
     }

@@ -133,6 +133,7 @@ class Accelerator:
         capability: CUDA compute capability such as ``9.0``; for a CPU the digest of its
             instruction-set flags.
         driver: the GPU driver's version; not part of any key.
+        threads: processors this process may use, on a CPU; compiled code is keyed by it.
         count: devices seen.
     """
 
@@ -141,6 +142,7 @@ class Accelerator:
     capability: str
     driver: str | None = None
     count: int = 1
+    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,6 @@ class Held:
         verdict: see `Verdict`.
         reason: one clause that says why the verdict is what it is.
         generation: the generation judged; 0 when absent.
-        highest: the highest generation number taken under the key, whatever its state.
         size: bytes of the files its seal names.
         broken: paths (relative to the generation) that are missing or of the wrong size.
         seal_sha256: digest of the seal's bytes.
@@ -171,7 +172,6 @@ class Held:
     verdict: Verdict
     reason: str
     generation: int = 0
-    highest: int = 0
     size: int = 0
     broken: tuple[str, ...] = ()
     seal_sha256: str = ""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from warmer.errors import BusyError, IntegrityError, WarmerError
+from warmer.errors import BusyError, IntegrityError, NotWarmError, WarmerError
 from warmer.fill import claim, kernels, progress, publish, restore, weights
 from warmer.fill.locks import file as file_lock
 from warmer.fill.locks.registry import open_lock
@@ -77,19 +77,32 @@ def prefill(settings: Settings) -> Outcome:
             hint="wait for it to end, or use another --warm-dir",
         )
     try:
+        restore.sweep(warm)
         with outcome.timed("observe"):
             situation = look(settings)
+        for kind, reason in situation.plan.without.items():
+            missing = NotWarmError(f"got no {kind} ({reason}), expected it", reason="not-warm")
+            _without(situation, outcome, kind, missing)
         if not situation.plan.empty:
             write.announce(warm, situation.volume, situation.wanted.keys)
             situation = _fill_weights(situation, outcome)
             situation = _fill_kernels(situation, outcome)
-        outcome.without |= situation.plan.without
-        outcome.left = Plan(tuple(s for s in situation.plan.steps if s.kind not in outcome.without))
+        left = tuple(s for s in situation.plan.steps if s.kind not in outcome.without)
+        outcome.left = Plan(left)
         with outcome.timed("handoff"):
+            _clear(situation, outcome)
             hand_off(situation, outcome.without)
     finally:
         grant.release()
     return outcome
+
+
+def _clear(s: Situation, outcome: Outcome) -> None:
+    """Empty the trees of kinds that are not handed off: the server's variables point there."""
+    for kind in KERNEL_KINDS:
+        held = s.held.held.get(kind)
+        if kind in outcome.without or held is None or not held.restored:
+            restore.forget(s.warm, kind)
 
 
 def _fill_weights(situation: Situation, outcome: Outcome) -> Situation:
@@ -99,7 +112,7 @@ def _fill_weights(situation: Situation, outcome: Outcome) -> Situation:
         return s
 
     def filled() -> bool:
-        seen = inventory.observe(s.volume, s.warm, {"weights": step.key})
+        seen = inventory.observe(s.volume, s.warm, {"weights": step.key}, neighbours=False)
         return seen.held["weights"].verdict == "sealed"
 
     try:
@@ -110,7 +123,7 @@ def _fill_weights(situation: Situation, outcome: Outcome) -> Situation:
         ):
             if grant is not None:
                 _log.info("filling", kind="weights", model=str(s.wanted.model), reason=step.reason)
-                seen = inventory.observe(s.volume, s.warm, {"weights": step.key})
+                seen = inventory.observe(s.volume, s.warm, {"weights": step.key}, neighbours=False)
                 weights.fill(
                     s.volume,
                     step.key,
@@ -150,7 +163,10 @@ def _fill_kernels(situation: Situation, outcome: Outcome) -> Situation:
         except WarmerError as exc:
             return _cold(s, outcome, exc)
         else:
-            return s
+            failure = BusyError(
+                "got newer generations published faster than they could be restored",
+                reason="overtaken",
+            )
         s = again(s)
     return _cold(s, outcome, failure)
 
@@ -168,14 +184,14 @@ def _build_and_restore(situation: Situation, outcome: Outcome) -> Situation:
                 held = s.held.held[step.kind]
                 restore.restore(s.volume, s.warm, step.key, held.generation)
                 outcome.bytes[step.kind] = held.size
-    return again(s)
+    return s
 
 
 def _build(s: Situation) -> None:
     keys = {kind: key for kind, key in s.wanted.keys.items() if kind in KERNEL_KINDS}
 
     def filled() -> bool:
-        seen = inventory.observe(s.volume, s.warm, keys)
+        seen = inventory.observe(s.volume, s.warm, keys, neighbours=False)
         return all(held.verdict == "sealed" for held in seen.held.values())
 
     if s.host.stack is None:
@@ -198,7 +214,7 @@ def _build(s: Situation) -> None:
             s.volume,
             s.warm,
             keys,
-            inventory.observe(s.volume, s.warm, keys).held,
+            inventory.observe(s.volume, s.warm, keys, neighbours=False).held,
             builder=builder,
             lock=lock,
             grant=grant,
@@ -232,5 +248,5 @@ def _cold(s: Situation, outcome: Outcome, exc: WarmerError) -> Situation:
 def _without(s: Situation, outcome: Outcome, kind: Kind, exc: WarmerError) -> None:
     if s.settings.policy(kind) == "fail":
         raise exc
-    _log.error("going without", kind=kind, failure=exc.message, hint=exc.hint)
+    _log.warning("going without", kind=kind, failure=exc.message, hint=exc.hint)
     outcome.without[kind] = exc.message.splitlines()[0]

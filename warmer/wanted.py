@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from warmer import families, freedoms, keys
+from warmer import argv, families, freedoms, keys
 from warmer.model import KERNEL_KINDS, Key, Kind, Wanted
+from warmer.secrecy import secret_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,18 +50,20 @@ def start(settings: Settings, host: Host, model: ModelRef, warm: WarmDir) -> Sta
             inherited=inherited,
         )
         vllm = freedoms.version(host.stack.vllm)
-        hashed = {n: v for n, v in inherited.items() if freedoms.hashed_variable(n, vllm)}
+        hashed = {n: v for n, v in inherited.items() if freedoms.hashed_variable(n, v, vllm)}
+    if any(flag in settings.flags for flag in families.OTHER_REPOSITORIES):
+        block = {n: v for n, v in block.items() if not n.endswith("_OFFLINE")}
     name = model.name if model.scheme == "hf" else model.name.rstrip("/").rsplit("/", 1)[-1]
-    argv = list(settings.serve_argv)
+    words = list(settings.serve_argv)
     if "--served-model-name" not in settings.flags:
-        argv += ["--served-model-name", name]
+        words += ["--served-model-name", name]
     clean = {
-        n: v for n, v in inherited.items() if not freedoms.secret(n) and not n.startswith("WARMER_")
+        n: v for n, v in inherited.items() if not secret_name(n) and not n.startswith("WARMER_")
     }
     return Start(
         model_path=warm.model(model.slug, model.revision[:12]),
         served_name=name,
-        argv=tuple(argv),
+        argv=tuple(words),
         env=hashed | block,
         build_env=clean | block,
     )
@@ -78,6 +81,9 @@ def want(
     wanted: dict[Kind, Key] = {"weights": weights}
     if host.stack is None or host.accelerator is None:
         reason = host.missing or "no accelerator was found"
+        return Wanted(model, wanted, dict.fromkeys(KERNEL_KINDS, reason))
+    if "--headless" in settings.flags or argv.integer(settings.flags, "--nnodes", 1) > 1:
+        reason = "one node alone cannot run an engine that spans several"
         return Wanted(model, wanted, dict.fromkeys(KERNEL_KINDS, reason))
     for kind in families.kinds(host.accelerator.kind):
         if kind == "compile":
@@ -100,5 +106,6 @@ def want(
                 accelerator=host.accelerator,
                 image=host.image,
                 warm_dir=settings.warm_dir,
+                environment=how.env,
             )
     return Wanted(model, wanted)

@@ -43,9 +43,9 @@ def look(volume):
 
 def fill(volume):
     """A run of a filler, from looking to publishing."""
-    held = look(volume)
-    if held.verdict != "sealed":
-        volumes.fill(volume, KEY, after=held.highest)
+    if look(volume).verdict != "sealed":
+        taken = inventory.highest_taken(volume, "weights", KEY.digest)
+        volumes.fill(volume, KEY, after=taken)
 
 
 def fill_second(volume):

@@ -113,15 +113,41 @@ def test_a_read_only_volume_is_still_read(tmp_path):
         assert seen.held["weights"].verdict == "sealed"
 
 
+def become_a_stranger(path):
+    """Give up root, in a child; the volume is named so that its parents need not be entered."""
+    os.chdir(path)
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    return Volume(".")
+
+
 def test_a_user_who_may_not_write_meets_permission(tmp_path):
     def stranger():
-        os.chdir(path)  # its parents are not a stranger's to enter
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
-        volume = Volume(".")
+        volume = become_a_stranger(path)
         assert outcome(lambda: publish.begin(volume, KEY)) == "permission"
         assert outcome(lambda: FileLock(volume, me="me").try_acquire(KEY)) == "permission"
 
     with volumes.tmpfs(tmp_path / "volume", "mode=0755") as path:
+        assert not volumes.run_child(stranger)
+
+
+@pytest.mark.parametrize("hidden", ["generation", "seal"])
+def test_kernels_that_may_not_be_read_are_missing_and_weights_are_a_failure(tmp_path, hidden):
+    """Without kernels a server starts slowly; without weights it does not start."""
+    kernels = Key("compile", {"model.key": "m"})
+
+    def stranger():
+        volume = become_a_stranger(path)
+        seen = inventory.observe(volume, WarmDir("/nowhere"), {"compile": kernels})
+        assert seen.held["compile"].verdict != "sealed"
+        with pytest.raises(VolumeError) as failed:
+            inventory.observe(volume, WarmDir("/nowhere"), {"weights": KEY})
+        assert failed.value.reason == "permission"
+
+    with volumes.tmpfs(tmp_path / "volume", "mode=0755") as path:
+        for key in (KEY, kernels):
+            volumes.fill(Volume(path), key, FILES)
+            place = Path(Volume(path).generation(key.kind, key.digest, 1))
+            (place / "seal.json" if hidden == "seal" else place).chmod(0o600)
         assert not volumes.run_child(stranger)

@@ -79,6 +79,30 @@ def test_the_grant_is_asked_when_all_is_staged_and_durable_and_nothing_is_publis
     assert seen == [(True, False), [(KEY.kind, KEY.digest, 1)]]
 
 
+def test_every_file_and_directory_is_flushed_first_and_the_parent_after(volume, monkeypatch):
+    """ext4 flushes a new file's directories along with it; not every filesystem does."""
+    real, flushed = os.fsync, []
+
+    def fsync(descriptor):
+        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    class Asked(volumes.Granted):
+        def still_mine(self):
+            below = {str(path) for path in Path(staging.path).rglob("*")}
+            assert below | {staging.path} <= set(flushed), "asked before all was flushed"
+            parents = set(map(str, Path(target).parents)) & set(flushed)
+            assert {volume.root, volume.top, volume.pieces, volume.kind(KEY.kind)} <= parents
+            flushed.clear()
+            return True
+
+    staging, sealed = volumes.stage(volume, KEY)
+    target = volume.generation(KEY.kind, KEY.digest, 1)
+    monkeypatch.setattr(os, "fsync", fsync)
+    volumes.commit(volume, staging, sealed, grant=Asked())
+    assert flushed == [os.path.dirname(target)]
+
+
 def test_a_published_generation_survives_a_power_cut_right_after(tmp_path):
     with volumes.Disk(tmp_path / "disk") as disk:
         volume = Volume(disk.path)
@@ -238,5 +262,9 @@ def test_the_number_of_a_quarantined_generation_is_not_used_again(volume):
     """A handoff, a `needs`, a symlink made for it must not come to mean other bytes."""
     volumes.fill(volume, KEY)
     publish.quarantine(volume, KEY, 1)
-    seen = inventory.observe(volume, WarmDir("/nowhere"), {KEY.kind: KEY})
-    assert seen.held[KEY.kind].highest == 1
+    assert inventory.highest_taken(volume, KEY.kind, KEY.digest) == 1
+    volumes.fill(volume, KEY, after=1)
+    publish.quarantine(volume, KEY, 2)
+    volumes.fill(volume, OTHER)
+    assert inventory.highest_taken(volume, KEY.kind, KEY.digest) == 2
+    assert inventory.highest_taken(volume, OTHER.kind, OTHER.digest) == 1

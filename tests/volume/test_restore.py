@@ -132,8 +132,19 @@ def test_what_a_killed_restore_left_is_gone_after_the_next_one(volume, warm_dirs
     for _, warm in volumes.kill_points(
         lambda warm: restore.restore(volume, warm, KEY, 2), lambda: warm_dirs(first=True)
     ):
+        restore.sweep(warm)
         restore.restore(volume, warm, KEY, 2)
         assert sorted(os.listdir(warm.cache)) == [KEY.kind, f"{KEY.kind}.restored.json"]
+
+
+def test_a_sweep_leaves_trees_and_records_alone(volume, warm):
+    restore.sweep(warm)  # there is nothing yet
+    restore.restore(volume, warm, KEY, 2)
+    before = sorted(os.listdir(warm.cache))
+    restore.sweep(warm)
+    assert sorted(os.listdir(warm.cache)) == before
+    assert content(warm) == 2
+    assert restored(volume, warm)
 
 
 def damage(directory, how):
@@ -150,13 +161,16 @@ def damage(directory, how):
         shutil.copy(directory.with_name("1") / "tree.tar.zst", packed)
     elif how == "manifest":
         shutil.copy(directory.with_name("1") / "manifest.json", directory)
+    elif how == "modes":
+        listing = (directory / "manifest.json").read_text()
+        (directory / "manifest.json").write_text(listing.replace('"mode": 420', '"mode": 511'))
     elif how == "seal":
         (directory / "seal.json").write_bytes(b"{}")
     else:
         (directory / how).unlink()
 
 
-DAMAGE = ("flipped", "cut", "emptied", "another's", "manifest", "seal")
+DAMAGE = ("flipped", "cut", "emptied", "another's", "manifest", "modes", "seal")
 GONE = ("tree.tar.zst", "manifest.json", "seal.json")
 
 

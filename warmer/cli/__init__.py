@@ -63,29 +63,42 @@ def main() -> NoReturn:
     It ends by ``os._exit``: after a failure, threads may still be blocked in a download that
     nothing is waiting for.
     """
+    code = EXIT_BUG
+    try:
+        code = _outcome(as_json="--json" in _own_words(sys.argv[1:]))
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # nobody reads what we say; the exit status says it too
+        pass
+    finally:
+        os._exit(code)
+
+
+def _outcome(*, as_json: bool) -> int:
+    """Run the verb; turn whatever it raises into an exit status and a line on stderr."""
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, _terminate)
-    as_json = "--json" in _own_words(sys.argv[1:])
+    failure: BaseException
     try:
         code = _run()
-    except WarmerError as exc:
-        code = exc.exit_code
-        _explain(exc, as_json=as_json)
-    except TerminatedError as exc:
-        code = 128 + exc.signum
-        sys.stderr.write(f"warmer: stopped by {signal.Signals(exc.signum).name}\n")
-    except BrokenPipeError:
-        code = EXIT_OK
-    except Exception:  # noqa: BLE001 - anything else is a bug, and says so
-        code = EXIT_BUG
-        sys.stderr.write(logs.redact(traceback.format_exc()))
-        sys.stderr.write("warmer: this is a bug in warmer; please report it with these lines\n")
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            code = code or EXIT_BUG
-    os._exit(code)
+        _deafen()
+    except BaseException as exc:  # noqa: BLE001 - this is the one place that knows what to do
+        _deafen()
+        failure = exc
+    else:
+        return code
+    if isinstance(failure, WarmerError):
+        _explain(failure, as_json=as_json)
+        return failure.exit_code
+    if isinstance(failure, TerminatedError):
+        sys.stderr.write(f"warmer: stopped by {signal.Signals(failure.signum).name}\n")
+        return 128 + failure.signum
+    if isinstance(failure, BrokenPipeError):
+        return EXIT_OK
+    lines = traceback.format_exception(failure)
+    sys.stderr.write(logs.redact("".join(lines)))
+    sys.stderr.write("warmer: this is a bug in warmer; please report it with these lines\n")
+    return EXIT_BUG
 
 
 def _run() -> int:
@@ -120,6 +133,10 @@ def _own_words(words: list[str]) -> list[str]:
 
 def _terminate(signum: int, _frame: FrameType | None) -> None:
     """Unwind once; further signals do not interrupt the clean-up."""
+    _deafen()
+    raise TerminatedError(signum)
+
+
+def _deafen() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise TerminatedError(signum)

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from warmer.freedoms import secret
+from warmer import secrecy
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-_SHORTEST: Final = 6
-"""Characters a value must have to be taken for a secret: shorter ones would hit words."""
-
 
 def redact(text: str) -> str:
-    """Replace the values of secret variables of this process wherever they stand in a text."""
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and secret(name) and value in text:
-            text = text.replace(value, f"<{name}>")
-    return text
+    """Take the secrets of this process out of a text."""
+    return secrecy.redact(text, os.environ)
 
 
 def configure() -> None:

@@ -31,6 +31,8 @@ _HOST: Final = "127.0.0.1"
 _POLL: Final = 0.2
 _STOP_GRACE: Final = 30.0
 """Seconds a stopping engine has to end by itself before its group is killed."""
+_SETTLE: Final = 60.0
+"""Seconds a ready engine may go on writing kernels before it is asked to stop."""
 _TAIL: Final = 12
 """Last lines of the log shown when the engine fails, after what they follow from."""
 _CAUSE: Final = re.compile(r"(?:^|\] )((?:[\w.]*(?:Error|Exception)|Killed)\b: .*)")
@@ -70,6 +72,7 @@ def run(
     environment: Mapping[str, str],
     log: str,
     timeout: float,
+    settled: Callable[[], object],
     tick: Callable[[str], None],
 ) -> Run:
     """Run the engine once with the user's arguments and stop it.
@@ -81,10 +84,12 @@ def run(
         environment: the whole environment of the engine.
         log: where its output goes.
         timeout: seconds until it must answer.
+        settled: a snapshot of what the engine has written; taken until it stays the same.
         tick: called with the engine's latest line about five times a second.
 
     Raises:
-        EngineError: it ended early, or did not answer in time; its last lines are shown.
+        EngineError: it ended early, did not answer in time or did not stop; its last lines are
+            shown. What it wrote is not to be used.
     """
     port = _free_port()
     argv = [*command, "serve", model_path, *_not_listening(serve_argv)]
@@ -111,6 +116,7 @@ def run(
             _wait_ready(process, port, deadline=started + timeout, tail=tail, tick=tick)
             ready = time.monotonic() - started
             answered = _ask(port)
+            _wait_settled(settled)
             _stop(process)
         except EngineError as exc:
             _kill(process)
@@ -146,13 +152,15 @@ class _Tail:
 
 
 def _not_listening(argv: Sequence[str]) -> list[str]:
+    """Drop the flags that say where the server listens; each takes one value."""
     kept: list[str] = []
-    skipping = False
-    for word in argv:
-        if word.startswith("--"):
-            skipping = word.replace("_", "-").startswith(_LISTENING)
-        if not skipping:
-            kept.append(word)
+    words = iter(argv)
+    for word in words:
+        if word.startswith("--") and word.replace("_", "-").startswith(_LISTENING):
+            if "=" not in word:
+                next(words, None)
+            continue
+        kept.append(word)
     return kept
 
 
@@ -223,18 +231,47 @@ def _request(
         connection.close()
 
 
+def _wait_settled(snapshot: Callable[[], object]) -> None:
+    """Wait until two looks at the caches, half a second apart, see the same."""
+    deadline = time.monotonic() + _SETTLE
+    before = snapshot()
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        after = snapshot()
+        if after == before:
+            return
+        before = after
+    raise EngineError(
+        f"the engine was still writing kernels after {_SETTLE:.0f} s of rest",
+        reason="engine-restless",
+    )
+
+
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the server to end as a pod's would: SIGTERM, then wait for the whole group."""
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
+    """Ask the server to end as a pod's would: SIGTERM, then wait for the whole group.
+
+    Raises:
+        EngineError: it had ended by itself, or did not end: what it wrote may be torn.
+    """
+    if process.poll() is not None:
+        raise EngineError(
+            f"the engine ended with status {process.returncode} at its first request",
+            reason="engine-exited",
+        )
+    process.terminate()
     deadline = time.monotonic() + _STOP_GRACE
     while time.monotonic() < deadline:
         if process.poll() is not None and not _group_alive(process.pid):
             return
         time.sleep(0.05)
+    raise EngineError(f"the engine did not stop within {_STOP_GRACE:.0f} s", reason="engine-stuck")
 
 
 def _group_alive(group: int) -> bool:
+    """Whether a process of the group is left; as PID 1, warmer inherits and reaps its orphans."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
     try:
         os.killpg(group, 0)
     except (ProcessLookupError, PermissionError):

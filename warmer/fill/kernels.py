@@ -7,6 +7,7 @@ another pod published meanwhile is merged: theirs wins where both have a file.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -25,7 +26,7 @@ from warmer.observe import inventory
 from warmer.seal import SealedFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from warmer.fill.locks import Grant, Lock
     from warmer.layout import Volume, WarmDir
@@ -86,105 +87,106 @@ def build(
         BusyError: a grant or a race was lost.
     """
     started = time.monotonic()
-    bases = {kind: _prepare(volume, warm, key, held[kind]) for kind, key in keys.items()}
-    log = os.path.join(warm.logs, f"build-{keys['compile'].short}.log")
-    run = engine.run(
-        command=builder.command,
-        model_path=builder.model_path,
-        serve_argv=builder.serve_argv,
-        environment=builder.environment,
-        log=log,
-        timeout=builder.timeout,
-        tick=tick,
-    )
-    if not run.answered:
-        _log.warning("the engine answered no completion; kernels built on first use are missing")
-    seconds = time.monotonic() - started
-    needs: dict[str, int] = {}
-    for kind in _SHARED:
-        if kind in keys:
-            needs[kind] = _publish_shared(
-                volume, warm, keys[kind], bases[kind], lock=lock, wait=wait, seconds=seconds
-            )
-    with using("the warm dir or the volume"):
-        _publish(
-            volume,
-            warm,
-            keys["compile"],
-            _scan(warm, keys["compile"]),
-            grant=grant,
-            after=held["compile"].highest,
-            seconds=seconds,
-            needs=needs,
+    compiled = keys["compile"]
+    with using("the volume"):
+        after = inventory.highest_taken(volume, "compile", compiled.digest)
+    try:
+        for kind, key in keys.items():
+            _prepare(volume, warm, key, held[kind])
+        run = engine.run(
+            command=builder.command,
+            model_path=builder.model_path,
+            serve_argv=builder.serve_argv,
+            environment=builder.environment,
+            log=os.path.join(warm.logs, f"build-{compiled.short}.log"),
+            timeout=builder.timeout,
+            settled=lambda: {kind: _sizes(warm.tree(kind)) for kind in keys},
+            tick=tick,
         )
+        if not run.answered:
+            _log.warning("the engine completed no text; kernels built on first use are missing")
+        seconds = time.monotonic() - started
+        needs = {
+            kind: _publish_shared(volume, warm, keys[kind], lock=lock, wait=wait, seconds=seconds)
+            for kind in _SHARED
+            if kind in keys
+        }
+        _publish(volume, warm, compiled, grant=grant, after=after, seconds=seconds, needs=needs)
+    except BaseException:
+        # What a run that failed left behind may be torn: no server may load it.
+        for kind in keys:
+            restore.forget(warm, kind)
+        raise
     return run
 
 
-def _prepare(volume: Volume, warm: WarmDir, key: Key, held: Held) -> archive.Manifest | None:
-    """Bring the kind's tree to what is sealed, or to nothing; return what it was brought to."""
+def _prepare(volume: Volume, warm: WarmDir, key: Key, held: Held) -> None:
+    """Bring the kind's tree to what is sealed, or to nothing, and record neither.
+
+    Until the run has ended well, the tree is no piece: a record would outlive a kill.
+    """
     if held.verdict in ("sealed", "stale"):
-        if held.restored and held.verdict == "sealed":
-            return restore.read_manifest(volume, key, held.generation)[0]
-        return restore.restore(volume, warm, key, held.generation)
+        restore.restore(volume, warm, key, held.generation)
+        restore.distrust(warm, key.kind)
+        return
+    restore.forget(warm, key.kind)
     with using("the warm dir"):
-        restore.forget(warm, key)
-        os.makedirs(warm.tree(key.kind), exist_ok=True)
-    return None
+        os.makedirs(warm.tree(key.kind))
 
 
 def _publish_shared(
-    volume: Volume,
-    warm: WarmDir,
-    key: Key,
-    base: archive.Manifest | None,
-    *,
-    lock: Lock,
-    wait: float,
-    seconds: float,
+    volume: Volume, warm: WarmDir, key: Key, *, lock: Lock, wait: float, seconds: float
 ) -> int:
-    """Publish a shared kind if the run added to it; return the generation that now holds it."""
+    """Publish a shared kind if the run added to it; return the generation that now holds it.
+
+    Generations only grow: a file that is published stays as it is, whoever built another.
+    """
     with claim.claim(lock, key, wait=wait, filled=lambda: False) as grant:
-        numbers = inventory.generations(volume, key.kind, key.digest)
-        newest, _ = inventory.judge_generation(volume, key, numbers[0]) if numbers else (None, None)
-        with using("the warm dir or the volume"):
-            mine = _scan(warm, key)
-            if newest is not None and newest.verdict == "sealed":
-                theirs, seal_sha256 = restore.read_manifest(volume, key, newest.generation)
-                if not mine.members.keys() - theirs.members.keys():
-                    if theirs != base:
-                        restore.restore(volume, warm, key, newest.generation)
-                    else:
-                        restore.record(warm, key, newest.generation, seal_sha256)
-                    return newest.generation
-                if theirs != base:
-                    _merge(volume, warm, key, newest.generation, theirs=theirs, mine=mine)
-                    mine = _scan(warm, key)
-            assert grant is not None  # noqa: S101 - `filled` never says that it is
-            after = numbers[0] if numbers else 0
-            return _publish(volume, warm, key, mine, grant=grant, after=after, seconds=seconds)
+        if grant is None:
+            raise AssertionError("`filled` never says that it is")
+        with using("the volume"):
+            after = inventory.highest_taken(volume, key.kind, key.digest)
+            numbers = inventory.generations(volume, key.kind, key.digest)
+            newest = inventory.judge_generation(volume, key, numbers[0])[0] if numbers else None
+        if newest is not None and newest.verdict == "sealed":
+            mine = set(_scan(warm, key).members)
+            theirs, seal_sha256 = restore.read_manifest(volume, key, newest.generation)
+            _merge(volume, warm, key, newest.generation, added=mine - theirs.members.keys())
+            if mine <= theirs.members.keys():
+                restore.record(warm, key, newest.generation, seal_sha256)
+                return newest.generation
+        return _publish(volume, warm, key, grant=grant, after=after, seconds=seconds)
 
 
 def _merge(
-    volume: Volume,
-    warm: WarmDir,
-    key: Key,
-    generation: int,
-    *,
-    theirs: archive.Manifest,
-    mine: archive.Manifest,
+    volume: Volume, warm: WarmDir, key: Key, generation: int, *, added: Iterable[str]
 ) -> None:
-    """Make the tree theirs plus the files only we have."""
+    """Make the tree a published generation plus the files that only this run has."""
     tree = warm.tree(key.kind)
-    old = f"{tree}.{secrets.token_hex(4)}.mine"
-    os.rename(tree, old)
+    mine = f"{tree}.{secrets.token_hex(4)}"
     try:
+        with using("the warm dir"):
+            os.rename(tree, mine)
         restore.restore(volume, warm, key, generation)
-        for path in mine.members.keys() - theirs.members.keys():
-            place = os.path.join(tree, path)
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            os.rename(os.path.join(old, path), place)
+        restore.distrust(warm, key.kind)
+        with using("the warm dir"):
+            for path in added:
+                place = os.path.join(tree, path)
+                os.makedirs(os.path.dirname(place), exist_ok=True)
+                os.rename(os.path.join(mine, path), place)
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(mine, ignore_errors=True)
+
+
+def _sizes(tree: str) -> dict[str, int]:
+    """Take a snapshot of a tree that an engine may be writing."""
+    sizes: dict[str, int] = {}
+    for directory, _, names in os.walk(tree):
+        for name in names:
+            path = os.path.join(directory, name)
+            with contextlib.suppress(OSError):
+                sizes[path] = os.stat(path).st_size
+    return sizes
 
 
 def _scan(warm: WarmDir, key: Key) -> archive.Manifest:
@@ -195,21 +197,24 @@ def _publish(
     volume: Volume,
     warm: WarmDir,
     key: Key,
-    manifest: archive.Manifest,
     *,
     grant: Grant,
     after: int,
     seconds: float,
     needs: Mapping[str, int] | None = None,
 ) -> int:
+    """Publish the kind's tree as it is, and record that it is what the generation holds."""
     for path in publish.abandoned(volume, key):
         publish.discard(publish.Staging(path, key, ""))
     staging = publish.begin(volume, key)
     try:
-        packed = archive.pack(warm.tree(key.kind), manifest, os.path.join(staging.path, ARCHIVE))
-        listing = archive.encode(manifest)
-        with open(os.path.join(staging.path, MANIFEST), "wb") as f:
-            f.write(listing)
+        with using("the warm dir or the volume"):
+            manifest = _scan(warm, key)
+            tree, target = warm.tree(key.kind), os.path.join(staging.path, ARCHIVE)
+            packed = archive.pack(tree, manifest, target)
+            listing = archive.encode(manifest)
+            with open(os.path.join(staging.path, MANIFEST), "wb") as f:
+                f.write(listing)
         sealed = SealedFile(MANIFEST, len(listing), hashlib.sha256(listing).hexdigest())
         number = publish.publish(
             volume,
@@ -224,8 +229,10 @@ def _publish(
     except BaseException:
         publish.discard(staging)
         raise
-    path = os.path.join(volume.generation(key.kind, key.digest, number), SEAL)
-    with open(path, "rb") as f:
+    with (
+        using("the volume"),
+        open(os.path.join(volume.generation(key.kind, key.digest, number), SEAL), "rb") as f,
+    ):
         restore.record(warm, key, number, hashlib.sha256(f.read()).hexdigest())
     _log.info(
         "published",

@@ -113,7 +113,8 @@ def publish(
         staging: what; every file already verified by who put it there.
         files: the staged files with the size and sha256 they were verified to have.
         grant: the lock, asked as the last act.
-        after: the highest generation number already taken.
+        after: the highest number taken when the grant was got (`inventory.highest_taken`); who
+            published since has won.
         source: where the bytes came from; no credentials.
         seconds: what filling took.
         needs: kind → generation of another piece this one was built beside.

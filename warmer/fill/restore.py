@@ -22,7 +22,7 @@ from warmer.seal import ForeignSealError
 
 if TYPE_CHECKING:
     from warmer.layout import Volume, WarmDir
-    from warmer.model import Key
+    from warmer.model import Key, Kind
 
 
 def read_manifest(volume: Volume, key: Key, generation: int) -> tuple[archive.Manifest, str]:
@@ -87,7 +87,7 @@ def restore(volume: Volume, warm: WarmDir, key: Key, generation: int) -> archive
         with using("the warm dir or the volume"):
             os.makedirs(warm.cache, exist_ok=True)
             archive.unpack(source, manifest, fresh)
-            forget(warm, key)
+            forget(warm, key.kind)
             os.rename(fresh, warm.tree(key.kind))
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -96,20 +96,47 @@ def restore(volume: Volume, warm: WarmDir, key: Key, generation: int) -> archive
     return manifest
 
 
-def forget(warm: WarmDir, key: Key) -> None:
-    """Drop the kind's tree and its record: what is there came from an unfinished run."""
+def forget(warm: WarmDir, kind: Kind) -> None:
+    """Drop the kind's tree and its record: what is there must not be taken for a piece.
+
+    Raises:
+        VolumeError: the warm dir failed.
+    """
+    with using("the warm dir"):
+        distrust(warm, kind)
+        tree = warm.tree(kind)
+        if os.path.lexists(tree):
+            old = f"{tree}.{secrets.token_hex(4)}"
+            os.rename(tree, old)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def distrust(warm: WarmDir, kind: Kind) -> None:
+    """Drop the kind's record alone: an engine is about to write into the tree."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(warm.restored(key.kind))
-    tree = warm.tree(key.kind)
-    if os.path.lexists(tree):
-        old = f"{tree}.{secrets.token_hex(4)}.old"
-        os.rename(tree, old)
-        shutil.rmtree(old, ignore_errors=True)
+        os.unlink(warm.restored(kind))
+
+
+def sweep(warm: WarmDir) -> None:
+    """Remove what killed restores left beside the trees; the caller holds the warm dir's lock."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(warm.cache):
+            if entry.is_dir(follow_symlinks=False) and "." in entry.name:
+                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def record(warm: WarmDir, key: Key, generation: int, seal_sha256: str) -> None:
-    """Record that the kind's tree is what this generation holds."""
-    entry = {"key": key.digest, "generation": generation, "seal_sha256": seal_sha256}
+    """Record that the kind's tree is what this generation holds, as long as this node is up.
+
+    The tree is not flushed: a power cut may take it and leave the record. So the record names
+    the boot it was written in, and counts in no other.
+    """
+    entry = {
+        "key": key.digest,
+        "generation": generation,
+        "seal_sha256": seal_sha256,
+        "boot": inventory.boot(),
+    }
     path = warm.restored(key.kind)
     with using("the warm dir"):
         with open(path + ".tmp", "w", encoding="utf-8") as f:

@@ -1,7 +1,7 @@
 """Fill the weights piece: fetch what is missing, verify every byte, publish.
 
-Nothing that was already fetched is fetched again: finished files of a staging whose owner is
-gone, and good files of a broken generation, are verified and taken over. Every file is hashed
+Finished files of a staging whose owner was killed, and good files of a broken generation, are
+verified and taken over, not fetched again. Every file is hashed
 and compared with what the source says before it counts as finished.
 """
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from warmer.errors import IntegrityError, VolumeError, using
 from warmer.fill import publish
 from warmer.layout import FILES
+from warmer.observe import inventory
 from warmer.seal import SealedFile, safe_path
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def fill(
         BusyError: the grant or the race was lost; nothing was published.
     """
     started = time.monotonic()
+    with using("the volume"):
+        after = inventory.highest_taken(volume, key.kind, key.digest)
     wanted = source.files(model)
     _refuse_paths(wanted)
     old = publish.abandoned(volume, key)
@@ -80,12 +83,13 @@ def fill(
         missing = [file for file in wanted if file.path not in done]
         _reserve(volume, missing)
         _fetch_all(source, model, missing, staging=staging.path, done=done, progress=progress)
+        source.files(model)  # a directory must still be what it was when the copy began
         number = publish.publish(
             volume,
             staging,
             files=done.values(),
             grant=grant,
-            after=held.highest,
+            after=after,
             source=str(model),
             seconds=time.monotonic() - started,
         )
@@ -126,12 +130,14 @@ def _fetch_all(
     stop = threading.Event()
 
     def one(file: SourceFile) -> SealedFile:
-        private = os.path.join(staging, _DOWNLOAD, hashlib.sha256(file.path.encode()).hexdigest())
+        private = os.path.join(
+            staging, _DOWNLOAD, hashlib.sha256(os.fsencode(file.path)).hexdigest()
+        )
+        if stop.is_set():
+            raise InterruptedError
         with using("the volume"):
             os.makedirs(private)
             target = os.path.join(private, os.path.basename(file.path))
-            if stop.is_set():
-                raise InterruptedError
             source.fetch(model, file, target, counter.add)
             sealed = verify(target, file)
             _move(target, os.path.join(staging, FILES, file.path))

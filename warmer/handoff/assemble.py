@@ -35,9 +35,10 @@ def hand_off(s: Situation, without: Mapping[Kind, str]) -> None:
         model_path, model_files = s.wanted.model.name, ""
         if s.wanted.model.scheme == "hf":
             serve_argv += ["--revision", s.wanted.model.revision]
-        env = {name: value for name, value in env.items() if not name.endswith("_OFFLINE")}
     else:
         write.link_model(model_path, model_files)
+    if without:  # a start that is cold may need what warmer does not know of
+        env = {name: value for name, value in env.items() if not name.endswith("_OFFLINE")}
     write.write(
         s.warm,
         Handoff(
@@ -57,7 +58,8 @@ def _pieces(s: Situation, without: Mapping[Kind, str]) -> list[Piece]:
     pieces: list[Piece] = []
     for kind, key in s.wanted.keys.items():
         held = s.held.held[kind]
-        if kind in without or held.verdict != "sealed":
+        ready = held.restored or kind == "weights"
+        if kind in without or held.verdict != "sealed" or not ready:
             verdict = "absent" if held.verdict == "sealed" else held.verdict
             pieces.append(Piece(kind, key.digest, verdict, without.get(kind, held.reason)))
             continue

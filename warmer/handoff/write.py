@@ -32,6 +32,10 @@ def write(warm: WarmDir, handoff: Handoff) -> None:
         os.makedirs(warm.handoff, exist_ok=True)
         probe = files("warmer").joinpath("check.py").read_text(encoding="utf-8")
         texts = render(handoff, directory=warm.handoff, probe=probe)
+        last = os.path.join(warm.handoff, HANDOFF_FILES[-1])
+        if not all(_holds(os.path.join(warm.handoff, n), text) for n, text in texts.items()):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(last)  # half of another handoff is no handoff
         for name in HANDOFF_FILES:
             path = os.path.join(warm.handoff, name)
             _replace(path, texts[name], 0o755 if name in ("serve", "check.py") else 0o644)
@@ -85,11 +89,18 @@ def announce(warm: WarmDir, volume: Volume, wanted: Mapping[Kind, Key]) -> None:
         _replace(warm.plan, json.dumps({"schema_version": 1, "pieces": pieces}) + "\n", 0o644)
 
 
+def _holds(path: str, text: str) -> bool:
+    try:
+        with open(path, "rb") as f:
+            return f.read() == text.encode("utf-8", "surrogateescape")
+    except OSError:
+        return False
+
+
 def _replace(path: str, text: str, mode: int) -> None:
+    if _holds(path, text):
+        return
     data = text.encode("utf-8", "surrogateescape")
-    with contextlib.suppress(OSError), open(path, "rb") as f:
-        if f.read() == data:
-            return
     fresh = f"{path}.{secrets.token_hex(4)}"
     try:
         with open(fresh, "wb") as f:

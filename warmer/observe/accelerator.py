@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 
@@ -46,6 +47,7 @@ def cpu(cpuinfo: str = "/proc/cpuinfo") -> Accelerator:
         kind="cpu",
         name=fields.get("model name", fields.get("CPU part", "unknown")),
         capability=f"isa-{hashlib.sha256(flags.encode()).hexdigest()[:16]}",
+        threads=len(os.sched_getaffinity(0)),
     )
 
 

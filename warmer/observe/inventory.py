@@ -8,6 +8,7 @@ the directory first.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from warmer.model import KERNEL_KINDS, Held, Inventory, Key, Kind, Nearest
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+_UNREADABLE: Final = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 _NEIGHBOURS: Final = 64
 """Keys of one kind read to find the nearest and to predict: enough for people, bounded on NFS."""
 
@@ -40,8 +42,17 @@ def require(volume: Volume) -> None:
         )
 
 
-def observe(volume: Volume, warm: WarmDir, wanted: Mapping[Kind, Key]) -> Inventory:
+def observe(
+    volume: Volume, warm: WarmDir, wanted: Mapping[Kind, Key], *, neighbours: bool = True
+) -> Inventory:
     """Judge every wanted piece.
+
+    Args:
+        volume: where to look.
+        warm: for what is restored.
+        wanted: the keys.
+        neighbours: whether to read other keys too, for explanations and predictions; waiters
+            that look again and again do not.
 
     Raises:
         VolumeError: the volume cannot be read.
@@ -53,18 +64,36 @@ def observe(volume: Volume, warm: WarmDir, wanted: Mapping[Kind, Key]) -> Invent
         nearest: dict[Kind, Nearest] = {}
         rates: dict[Kind, float] = {}
         for kind, key in wanted.items():
-            if held[kind].verdict == "sealed":
+            if held[kind].verdict == "sealed" or not neighbours:
                 continue
-            neighbours = dict(_neighbours(volume, key))
-            found = keys.nearest(key, neighbours.items())
+            others = dict(_neighbours(volume, key))
+            found = keys.nearest(key, others.items())
             if found is not None:
                 nearest[kind] = found
-            rate = _rate(volume, kind, [key.digest, *neighbours])
+            rate = _rate(volume, kind, [key.digest, *others])
             if rate is not None:
                 rates[kind] = rate
     restored = {k: _restored(warm, wanted[k], h) for k, h in held.items() if k in KERNEL_KINDS}
     held |= {k: dataclasses.replace(held[k], restored=True) for k, yes in restored.items() if yes}
     return Inventory(held, nearest, rates)
+
+
+def highest_taken(volume: Volume, kind: Kind, digest: str) -> int:
+    """Find the highest number ever given to a generation of a key, quarantined ones included.
+
+    Seals name generations of other pieces by number, so that a number is never used twice.
+    """
+    taken = [0, *generations(volume, kind, digest)]
+    prefix = f"{kind}-{digest}-"
+    try:
+        names = _listdir(volume.quarantine)
+    except FileNotFoundError:
+        names = []
+    for name in names:
+        number = name.removeprefix(prefix).partition("-")[0]
+        if name.startswith(prefix) and number.isdecimal():
+            taken.append(int(number))
+    return max(taken)
 
 
 def generations(volume: Volume, kind: Kind, digest: str) -> list[int]:
@@ -103,7 +132,14 @@ def judge_generation(  # noqa: PLR0911 - one return per verdict reads best
         return Held("corrupt", exc.message, number), None
     except seal.ForeignSealError as exc:
         return Held("foreign", f"generation {number} has another format: {exc}", number), None
-    if (record.kind, record.key) != (key.kind, key.digest):
+    except (NotADirectoryError, IsADirectoryError) as exc:
+        return Held("foreign", f"generation {number} is not warmer's: {exc.strerror}", number), None
+    except OSError as exc:
+        if key.kind == "weights":
+            raise
+        # Kernels that cannot be read are kernels that are missing, not a reason not to start.
+        return Held("corrupt", f"generation {number} cannot be read: {exc.strerror}", number), None
+    if (record.kind, record.key, record.generation) != (key.kind, key.digest, number):
         return Held(
             "foreign", f"generation {number} carries the seal of another piece", number
         ), None
@@ -132,9 +168,9 @@ def _judge(volume: Volume, key: Key, seals: dict[Kind, seal.Seal]) -> Held:
         held, record = judge_generation(volume, key, number)
         if held.verdict == "sealed" and record is not None:
             seals[key.kind] = record
-            return dataclasses.replace(held, highest=numbers[0])
+            return held
         worst = worst or held
-    return dataclasses.replace(worst or Held("absent", ""), highest=numbers[0])
+    return worst or Held("absent", "")
 
 
 def _stale(held: Mapping[Kind, Held], seals: Mapping[Kind, seal.Seal]) -> dict[Kind, Held]:
@@ -157,7 +193,9 @@ def _broken(directory: str, record: seal.Seal) -> tuple[list[str], list[str]]:
     for file in record.files:
         try:
             size = os.stat(os.path.join(directory, file.path)).st_size
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as exc:
+            if exc.errno in _UNREADABLE and record.kind == "weights":
+                raise
             missing.append(file.path)
             continue
         if size != file.size:
@@ -198,15 +236,24 @@ def _rate(volume: Volume, kind: Kind, digests: list[str]) -> float | None:
     return statistics.median(seen) if seen else None
 
 
+def boot() -> str:
+    """Name this boot of the node; what was written in another one may not have reached the disk."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
+            return f.read().strip()
+    except OSError:
+        return "unknown"
+
+
 def _restored(warm: WarmDir, key: Key, held: Held) -> bool:
     try:
         with open(warm.restored(key.kind), "rb") as f:
             record = json.load(f)
-        found = (record["key"], record["generation"], record["seal_sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+        found = [record[name] for name in ("key", "generation", "seal_sha256", "boot")]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
-    same = found == (key.digest, held.generation, held.seal_sha256)
-    return same and os.path.isdir(warm.tree(key.kind))
+    wanted = [key.digest, held.generation, held.seal_sha256, boot()]
+    return found == wanted and os.path.isdir(warm.tree(key.kind))
 
 
 def _listdir(path: str) -> list[str]:

@@ -44,7 +44,15 @@ def find(command: str | None) -> Stack | None:
     """
     script = command or _script()
     interpreter = _interpreter(script) if script else sys.executable
-    if interpreter is None or _same(interpreter):
+    if interpreter is None:
+        if command is None:
+            return None
+        raise UsageError(
+            f"got --vllm {command}, expected a command that names its Python",
+            reason="no-engine",
+            hint="point at the `vllm` script of the environment that serves, not at a wrapper",
+        )
+    if _same(interpreter):
         paths: Sequence[str] = sys.path
         python, libc = _own_python(), _own_libc()
     else:
@@ -83,23 +91,33 @@ def _script() -> str | None:
 
 
 def _interpreter(script: str) -> str | None:
-    """Read the interpreter from a script's first line; None for ``env python3`` and the like."""
+    """Read which Python a script runs on; None where its first lines do not say.
+
+    Both forms that installers write are read: ``#!/path/python``, and for long paths
+    ``#!/bin/sh`` with ``'''exec' /path/python "$0" "$@"`` on the second line.
+    """
     try:
         with open(script, "rb") as f:
-            first = f.readline(4096)
+            first, second = f.readline(4096), f.readline(4096)
     except OSError as exc:
         raise UsageError(
             f"got --vllm {script}, expected a readable command ({exc.strerror})",
             reason="no-engine",
         ) from exc
-    if not first.startswith(b"#!"):
-        return None
-    path = os.fsdecode(first[2:].split()[0]) if first[2:].split() else ""
-    return path if os.path.basename(path).startswith("python") else None
+    words = os.fsdecode(first).removeprefix("#!").split() if first.startswith(b"#!") else []
+    if words and os.path.basename(words[0]) == "env" and len(words) > 1:
+        return shutil.which(words[-1])
+    if words and os.path.basename(words[0]) in ("sh", "bash", "dash"):
+        words = os.fsdecode(second).removeprefix("'''exec'").replace('"', " ").split()
+    if words and os.path.basename(words[0]).startswith("python"):
+        return words[0]
+    return None
 
 
 def _same(interpreter: str) -> bool:
-    return os.path.dirname(os.path.abspath(interpreter)) == os.path.dirname(sys.executable)
+    """Whether it is this interpreter, in this environment: a venv's Python is often a link."""
+    here = os.path.dirname(os.path.abspath(interpreter)) == os.path.dirname(sys.executable)
+    return here and os.path.realpath(interpreter) == os.path.realpath(sys.executable)
 
 
 def _ask(interpreter: str) -> tuple[list[str], str, str]:

@@ -81,6 +81,8 @@ class Directory:
                 )
             for directory, names, files in os.walk(top, onerror=_raise):
                 names[:] = [name for name in names if not name.startswith(".")]
+                for name in names:
+                    _refuse_link(os.path.join(directory, name))
                 for name in files:
                     path = os.path.join(directory, name)
                     found.append((os.path.relpath(path, top), os.stat(path)))
@@ -97,6 +99,16 @@ class Directory:
         if isinstance(exc, FileNotFoundError):
             return SourceError(message, reason="not-found")
         return TransientSourceError(message, reason="io")
+
+
+def _refuse_link(path: str) -> None:
+    """A link to a file is read as the file; a linked directory would be left out in silence."""
+    if os.path.islink(path):
+        raise SourceError(
+            f"got a link to a directory at {path}, expected files and directories",
+            reason="linked-directory",
+            hint="copy what it leads to, or name the directory it leads to",
+        )
 
 
 def _raise(exc: OSError) -> None:

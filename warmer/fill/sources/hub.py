@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import logging
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -95,8 +96,10 @@ class Hub:
         known = self._known
         if known is not None and model.revision in (known.sha, self._model.revision):
             return known
-        api = _library().HfApi(endpoint=self._endpoint, token=self._token, library_name="warmer")
         with self._translated(model):
+            api = _library().HfApi(
+                endpoint=self._endpoint, token=self._token, library_name="warmer"
+            )
             self._known = api.model_info(
                 model.name, revision=model.revision, files_metadata=True, timeout=_TIMEOUT
             )
@@ -119,10 +122,15 @@ class Hub:
 def _library() -> Any:
     """Import huggingface_hub, 0.2 s, which a warm start does not pay.
 
-    Its telemetry is a request of its own, to huggingface.co whatever the endpoint; it is off.
+    Its telemetry is a request of its own, to huggingface.co whatever the endpoint; it is off. Its
+    logger prints requests as they are, with what their URLs hold; it is silent.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import huggingface_hub  # noqa: PLC0415 - see above
+
+    logger = logging.getLogger("huggingface_hub")
+    logger.handlers = [logging.NullHandler()]
+    logger.propagate = False
 
     return huggingface_hub
 

@@ -1,0 +1,53 @@
+"""What must not be written anywhere, told by its name or by its shape. Pure.
+
+Nothing here knows a secret in advance: names say that a value is one, and so does a URL that
+carries a password.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# "TOKEN" at the end only: inside a name it counts or configures, and vLLM hashes such names.
+_NAME: Final = re.compile(
+    r"TOKEN$|SECRET|PASSW(?:OR)?D|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE
+)
+_USERINFO: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_SHORTEST: Final = 6
+"""Characters a value must have to be looked for in texts: shorter ones would hit words."""
+
+
+def secret_name(name: str) -> bool:
+    """Whether a variable, flag or key is named like a secret."""
+    return _NAME.search(name.replace("-", "_")) is not None
+
+
+def secret_value(value: str) -> bool:
+    """Whether a value is a URL that carries a user or password."""
+    return _USERINFO.search(value) is not None
+
+
+def secret_inside(value: Any) -> str | None:
+    """Find a key that is named like a secret anywhere inside a JSON value."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if secret_name(str(key)) and inner:
+                return str(key)
+            found = secret_inside(inner)
+            if found:
+                return found
+    if isinstance(value, list):
+        return next((found for inner in value if (found := secret_inside(inner))), None)
+    return None
+
+
+def redact(text: str, environment: Mapping[str, str]) -> str:
+    """Replace the values of secret variables, and passwords in URLs, wherever they stand."""
+    for name, value in environment.items():
+        if len(value) >= _SHORTEST and secret_name(name) and value in text:
+            text = text.replace(value, f"<{name}>")
+    return _USERINFO.sub("<redacted>", text)
