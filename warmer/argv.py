@@ -102,7 +102,11 @@ def integer(flags: Flags, name: str, default: int) -> int:
     try:
         return int(text)
     except ValueError as exc:
-        raise UsageError(f"got {name} {text!r}, expected an integer", reason="bad-value") from exc
+        raise UsageError(
+            f"got {name} {text!r}, expected an integer",
+            reason="bad-value",
+            hint="see vllm serve --help",
+        ) from exc
 
 
 def config_files(flags: Flags) -> Iterable[str]:
@@ -137,14 +141,16 @@ def _refuse(flags: Flags) -> None:
         # argparse takes abbreviations, so --api-k is --api-key too.
         if len(name) > 5 and any(secret.startswith(name) for secret in _SECRET):
             raise UsageError(
-                f"got {name} among the vLLM arguments, which are written to the handoff",
+                f"got {name} among the vLLM arguments, which are written to the handoff; expected none",
                 reason="secret-in-argv",
                 hint="give it to the server container as VLLM_API_KEY or HF_TOKEN instead",
             )
         _refuse_secret_inside(name, flags[name])
         if name.startswith("--no-") and "--" + name[5:] in flags:
             raise UsageError(
-                f"got both {name} and --{name[5:]}, expected one of them", reason="contradiction"
+                f"got both {name} and --{name[5:]}, expected one of them",
+                reason="contradiction",
+                hint="vLLM would take the last; say only what you mean",
             )
         if name in _OWNED:
             raise UsageError(
@@ -166,7 +172,7 @@ def _refuse_secret_inside(name: str, occurrences: list[list[str]]) -> None:
     if found:
         raise UsageError(
             f"got a secret, {found}, in {name} among the vLLM arguments, which are written to the "
-            "handoff",
+            "handoff; expected none",
             reason="secret-in-argv",
             hint="give it to the server container in its environment instead",
         )

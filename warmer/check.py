@@ -54,15 +54,7 @@ class _ProblemError(Exception):
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run the probe.
-
-    Args:
-        arguments: the words after ``check``.
-        environment: for WARMER_WARM_DIR.
-
-    Returns:
-        The exit status.
-    """
+    """Answer for the words after ``check``; return the exit status."""
     warm_dir = environment.get("WARMER_WARM_DIR") or _default_warm_dir()
     deep = _yes(environment.get("WARMER_DEEP"))
     as_json = _yes(environment.get("WARMER_JSON"))
@@ -114,10 +106,8 @@ def check(warm_dir: str, deep: bool) -> tuple[list[dict[str, Any]], int]:  # noq
 
 
 def _known(handoff: Mapping[str, Any], path: str) -> Sequence[Mapping[str, Any]]:
-    version = handoff["schema_version"]
-    if version != 1:
-        reason = f"{path} has schema_version {version!r}, expected 1"
-        raise _ProblemError(NOT_WARM, "foreign", reason)
+    if handoff["schema_version"] != 1:
+        raise _ProblemError(NOT_WARM, "foreign", f"{path} is of another version of warmer")
     pieces: Sequence[Mapping[str, Any]] = handoff["pieces"]
     return pieces
 
@@ -285,18 +275,17 @@ def _yes(value: str | None) -> bool:
 
 
 def _usage(message: str, as_json: bool) -> int:  # noqa: FBT001 - as check
+    hint = "warmer check --help"
     if as_json:
-        error = {"code": BAD_USAGE, "reason": "usage", "message": message, "hint": "--help"}
+        error = {"code": BAD_USAGE, "reason": "usage", "message": message, "hint": hint}
         print(json.dumps({"error": error}))
-    else:
-        sys.stderr.write(f"warmer: {message}\nhint: warmer check --help\n")
+    sys.stderr.write(f"warmer: {message}\nhint: {hint}\n")
     return BAD_USAGE
 
 
 def _default_warm_dir() -> str:
     here = os.path.dirname(os.path.abspath(__file__))
-    beside = os.path.basename(here) == "handoff" and os.path.basename(__file__) == "check.py"
-    return os.path.dirname(here) if beside else "/warm"
+    return os.path.dirname(here) if os.path.basename(here) == "handoff" else "/warm"
 
 
 def run(arguments: Sequence[str]) -> NoReturn:

@@ -103,6 +103,7 @@ _VOLUME_ERRNOS: Final = {
     errno.EACCES: ("permission", "check the owner and mode, and the pod's fsGroup"),
     errno.EPERM: ("permission", "check the owner and mode, and the pod's fsGroup"),
     errno.ENOTDIR: ("not-a-directory", "point at a directory"),
+    errno.EEXIST: ("not-a-directory", "point at a directory"),
     errno.ENOENT: ("missing", "mount it, or create it first"),
     errno.EIO: ("io", "look at the storage server; the kernel log of the node says more"),
     errno.ESTALE: ("stale-handle", "the server replaced what was mounted: remount the volume"),

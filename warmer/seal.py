@@ -106,7 +106,7 @@ def parse(data: bytes, *, where: str) -> Seal:
     try:
         record = json.loads(data)
         version = record["schema_version"]
-    except (ValueError, TypeError, KeyError) as exc:
+    except (ValueError, TypeError, KeyError, RecursionError) as exc:
         raise _malformed(where, "no JSON object with a schema_version") from exc
     if version != SCHEMA_VERSION:
         raise ForeignSealError(f"schema_version {version!r}, expected {SCHEMA_VERSION}")
@@ -133,6 +133,7 @@ def safe_path(path: str) -> bool:
         bool(path)
         and not path.startswith("/")
         and "\0" not in path
+        and not any("\ud800" <= c <= "\udfff" and not "\udc80" <= c <= "\udcff" for c in path)
         and posixpath.normpath(path) == path
         and path.split("/", 1)[0] not in ("..", ".")
     )
@@ -164,5 +165,5 @@ def _malformed(where: str, what: str) -> IntegrityError:
     return IntegrityError(
         f"got a malformed seal at {where} ({what}), expected one that warmer wrote",
         reason="malformed-seal",
-        hint="run `warmer verify` to move it aside, then `warmer prefill`",
+        hint="run `warmer prefill`: it moves what is corrupt aside and fills it again",
     )

@@ -13,6 +13,7 @@ from warmer import errors
 from warmer.errors import VolumeError, WarmerError, using, volume_error
 
 CODES = {
+    "NotWarmError": 1,
     "UsageError": 2,
     "BusyError": 3,
     "SourceError": 4,

@@ -10,6 +10,7 @@ import re
 import pytest
 
 from warmer import families, freedoms
+from warmer.secrecy import secret_name
 
 NOW = (0, 32, 0)
 SECRETS = [
@@ -27,17 +28,17 @@ OPEN = [
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_secret_is_known_by_its_name(name):
-    assert freedoms.secret(name)
+    assert secret_name(name)
 
 
 @pytest.mark.parametrize("name", OPEN)
 def test_what_is_no_secret_is_not_lost_as_one(name):
-    assert not freedoms.secret(name)
+    assert not secret_name(name)
 
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_secret_is_never_a_factor(name):
-    assert not freedoms.hashed_variable(name, NOW)
+    assert not freedoms.hashed_variable(name, "x", NOW)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_only_the_listed_flags_are_free(name, vllm, free):
 )
 def test_a_variable_is_free_a_factor_or_no_matter(name, vllm, free, hashed):
     assert freedoms.free_variable(name, vllm) is free
-    assert freedoms.hashed_variable(name, vllm) is hashed
+    assert freedoms.hashed_variable(name, "x", vllm) is hashed
 
 
 # --- beside the installed vLLM --------------------------------------------------------------------
@@ -154,7 +155,7 @@ def test_what_warmer_always_sets_is_ignored_by_vllm_or_unknown_to_it():
 def test_every_variable_that_vllm_hashes_is_a_factor():
     hashed = known().keys() - ignored()
     assert len(hashed) > 100
-    assert sorted(n for n in hashed if not freedoms.hashed_variable(n, vllm_version())) == []
+    assert sorted(n for n in hashed if not freedoms.hashed_variable(n, "x", vllm_version())) == []
 
 
 def test_every_variable_read_on_behalf_of_a_hashed_one_is_a_factor():
@@ -166,7 +167,7 @@ def test_every_variable_read_on_behalf_of_a_hashed_one_is_a_factor():
         }
     read -= {"JAX_PLATFORMS"}  # read on a TPU alone
     assert "NVCC_THREADS" in read
-    assert sorted(n for n in read if not freedoms.hashed_variable(n, vllm_version())) == []
+    assert sorted(n for n in read if not freedoms.hashed_variable(n, "x", vllm_version())) == []
 
 
 def hashed_fields():

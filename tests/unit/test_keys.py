@@ -77,7 +77,7 @@ def test_the_compile_key_of_a_fixed_start_never_changes():
 
 def test_the_shared_key_of_a_fixed_stack_never_changes():
     assert (
-        keys.shared_key("flashinfer", **COMMON).digest
+        keys.shared_key("flashinfer", environment={}, **COMMON).digest
         == "36969091233425e47fb8d1c4090be2825a2fc233b3e9e9cbdbd55133b4c6a6bd"
     )
 
@@ -150,10 +150,12 @@ def test_no_two_changes_make_the_same_key():
 
 
 def test_a_change_of_warmers_own_environment_block_is_another_key(monkeypatch):
-    one, shared = compile_key(), keys.shared_key("jit", **COMMON)
+    one, shared = compile_key(), keys.shared_key("jit", environment={}, **COMMON)
     monkeypatch.setattr(families, "ENVIRONMENT_VERSION", families.ENVIRONMENT_VERSION + 1)
     assert changed_factors(one, compile_key()) == ["warmer.environment"]
-    assert changed_factors(shared, keys.shared_key("jit", **COMMON)) == ["warmer.environment"]
+    assert changed_factors(shared, keys.shared_key("jit", environment={}, **COMMON)) == [
+        "warmer.environment"
+    ]
 
 
 def test_warmers_own_block_wins_over_what_is_inherited():
@@ -203,15 +205,22 @@ def test_no_secret_is_in_a_key():
     ("kind", "package"), [("flashinfer", "flashinfer-python"), ("jit", "tilelang")]
 )
 def test_a_shared_kind_depends_on_its_own_packages_and_on_no_others(kind, package):
-    one = keys.shared_key(kind, **COMMON)
-    other = keys.shared_key(kind, **COMMON | stack(packages={**STACK.packages, package: "9"}))
-    foreign = keys.shared_key(kind, **COMMON | stack(packages={**STACK.packages, "numpy": "9"}))
+    one = keys.shared_key(kind, environment={}, **COMMON)
+    other = keys.shared_key(
+        kind, environment={}, **COMMON | stack(packages={**STACK.packages, package: "9"})
+    )
+    foreign = keys.shared_key(
+        kind, environment={}, **COMMON | stack(packages={**STACK.packages, "numpy": "9"})
+    )
     assert changed_factors(one, other) == [f"package.{package}"]
     assert foreign.digest == one.digest
 
 
 def test_shared_kinds_have_different_keys_on_the_same_stack():
-    assert keys.shared_key("jit", **COMMON).digest != keys.shared_key("flashinfer", **COMMON).digest
+    assert (
+        keys.shared_key("jit", environment={}, **COMMON).digest
+        != keys.shared_key("flashinfer", environment={}, **COMMON).digest
+    )
 
 
 # --- differences ----------------------------------------------------------------------------------

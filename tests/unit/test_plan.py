@@ -71,7 +71,7 @@ def test_weights_are_downloaded_whenever_they_are_not_sealed(verdict, build):
 
 def test_steps_come_in_the_order_of_what_is_wanted_each_with_its_key_and_verdict():
     held = {kind: Held("absent", f"no {kind}") for kind in KEYS}
-    steps = planned(held | {"jit": Held("sealed", "", 7, 7, 55)}).steps
+    steps = planned(held | {"jit": Held("sealed", "", 7, 55)}).steps
     assert [(s.kind, s.action, s.key, s.verdict) for s in steps] == [
         ("weights", "download", KEYS["weights"], "absent"),
         ("compile", "build", KEYS["compile"], "absent"),

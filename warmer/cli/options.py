@@ -62,43 +62,51 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: str | None) 
         return None
     import yaml  # noqa: PLC0415 - only with --config
 
+    hint = "one option a line, as in `warm-dir: /warm`; see --help for their names"
     try:
         with open(path, encoding="utf-8") as f:
             values = yaml.safe_load(f) or {}
     except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(
-            f"got --config {path}, expected a readable file ({exc})", reason="bad-config"
-        ) from exc
+        message = f"got --config {path}, expected a readable file ({exc})"
+        raise UsageError(message, reason="bad-config", hint=hint) from exc
     except yaml.YAMLError as exc:
         mark = getattr(exc, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
-        raise UsageError(
-            f"got --config {path}, expected YAML (an error{where})", reason="bad-config"
-        ) from exc
-    known = {p.name: p for p in ctx.command.params}
+        message = f"got --config {path}, expected YAML (an error{where})"
+        raise UsageError(message, reason="bad-config", hint=hint) from exc
     if not isinstance(values, dict):
-        raise UsageError(
-            f"got --config {path} with {type(values).__name__}, expected keys and values",
-            reason="bad-config",
-        )
-    defaults = {}
-    for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name not in known or name == "config":
-            raise UsageError(
-                f"got the key {key!r} in {path}, expected one of this verb's options",
-                reason="bad-config",
-                hint=f"known: {', '.join(sorted(n.replace('_', '-') for n in known if n and n != 'config'))}",
-            )
-        many = getattr(known[name], "multiple", False) or known[name].nargs == -1
-        if isinstance(value, list) != many and value is not None:
-            raise UsageError(
-                f"got {key}: {value!r} in {path}, expected {'a list' if many else 'one value'}",
-                reason="bad-config",
-            )
-        defaults[name] = [str(v) for v in value] if isinstance(value, list) else value
+        message = f"got --config {path} with {type(values).__name__}, expected keys and values"
+        raise UsageError(message, reason="bad-config", hint=hint)
+    known = {p.name: p for p in ctx.command.params if p.name and p.name != "config"}
+    defaults = {
+        str(key).replace("-", "_"): _default(known, str(key), value, path)
+        for key, value in values.items()
+    }
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return path
+
+
+def _default(known: Mapping[str, click.Parameter], key: str, value: Any, path: str) -> Any:
+    """Check one key of the YAML file against the option it names."""
+    names = ", ".join(sorted(name.replace("_", "-") for name in known))
+    parameter = known.get(key.replace("-", "_"))
+    if parameter is None:
+        raise UsageError(
+            f"got the key {key!r} in {path}, expected one of this verb's options",
+            reason="bad-config",
+            hint=f"known: {names}",
+        )
+    many = getattr(parameter, "multiple", False) or parameter.nargs == -1
+    items = value if isinstance(value, list) else [value]
+    if isinstance(value, list) != many or not all(
+        isinstance(item, (str, int, float)) for item in items
+    ):
+        raise UsageError(
+            f"got {key}: {value!r} in {path}, expected {'a list of words' if many else 'one word'}",
+            reason="bad-config",
+            hint=f"known: {names}",
+        )
+    return [str(item) for item in items] if many else value
 
 
 _COMMON: Final = (

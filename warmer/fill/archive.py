@@ -8,6 +8,7 @@ target, or has other bytes is refused.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import json
@@ -29,6 +30,14 @@ SCHEMA_VERSION: Final = 1
 _LEVEL: Final = 3
 """zstd's default: kernels shrink 3-5 times, at disk speed."""
 _CHUNK: Final = 1 << 20
+_IMPOSSIBLE: Final = (
+    errno.EEXIST,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+)
+"""What a file system answers to names that contradict each other or cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +116,13 @@ def pack(tree: str, manifest: Manifest, target: str) -> SealedFile:
                 info = tarfile.TarInfo(member.path)
                 info.size, info.mode = member.size, member.mode
                 info.mtime = member.mtime_ns // 10**9
+                content = hashlib.sha256()
                 with open(os.path.join(tree, member.path), "rb") as f:
                     if os.fstat(f.fileno()).st_size != member.size:
                         raise _refuse(member.path, "it changed while it was packed")
-                    tar.addfile(info, f)
+                    tar.addfile(info, cast("IO[bytes]", _Hashed(f, content)))
+                if content.hexdigest() != member.sha256:
+                    raise _refuse(member.path, "it changed while it was packed")
         size = raw.tell()
     return SealedFile(os.path.basename(target), size, digest.hexdigest())
 
@@ -135,12 +147,16 @@ def unpack(archive: str, manifest: Manifest, target: str) -> None:
                     source = tar.extractfile(info)
                     if source is not None:
                         _extract(source, member, target)
-    except (zstandard.ZstdError, tarfile.TarError, EOFError) as exc:
+        for path in manifest.empty:
+            os.makedirs(os.path.join(target, path), exist_ok=True)
+    except (zstandard.ZstdError, tarfile.TarError, EOFError, ValueError) as exc:
         raise _refuse(archive, str(exc)) from exc
+    except OSError as exc:
+        if exc.errno not in _IMPOSSIBLE:
+            raise
+        raise _refuse(archive, f"{exc.filename} cannot be made: {exc.strerror}") from exc
     if left:
         raise _refuse(archive, f"{len(left)} files are missing, {next(iter(left))} first")
-    for path in manifest.empty:
-        os.makedirs(os.path.join(target, path), exist_ok=True)
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -171,7 +187,7 @@ def parse(data: bytes, *, where: str) -> Manifest:
             raise _refuse(where, f"schema_version {record['schema_version']!r}")
         members = {m.path: m for m in (_member(f) for f in record["files"])}
         empty = tuple(str(path) for path in record["empty"])
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as exc:
         raise _refuse(where, f"malformed manifest: {exc}") from exc
     for path in (*members, *empty):
         if not safe_path(path):
@@ -241,9 +257,22 @@ class _Tee:
         self._out.flush()
 
 
+class _Hashed:
+    """A reader that hashes what passes through it."""
+
+    def __init__(self, source: IO[bytes], digest: Any) -> None:
+        self._source = source
+        self._digest = digest
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._source.read(size)
+        self._digest.update(data)
+        return data
+
+
 def _refuse(path: str, why: str) -> IntegrityError:
     return IntegrityError(
         f"got {path} refused ({why}), expected what the manifest says",
         reason="bad-archive",
-        hint="run `warmer verify` to move it aside, then `warmer prefill`",
+        hint="run `warmer prefill`: it moves what is corrupt aside and fills it again",
     )

@@ -1,8 +1,7 @@
 """One run of the real engine, to build kernels: start, wait until ready, ask once, stop cleanly.
 
-The engine runs in its own process group and dies with warmer: a vLLM server that is merely
-killed leaves its EngineCore alive, holding the GPU's memory. What it says goes to a log file,
-each line stamped with the seconds since its start.
+What it says goes to a log file, each line stamped with the seconds since its start. What a run
+that did not end well has written is not to be used.
 """
 
 from __future__ import annotations
@@ -12,10 +11,8 @@ import http.client
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -23,14 +20,13 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final
 
 from warmer.errors import EngineError, using
+from warmer.fill import process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _HOST: Final = "127.0.0.1"
 _POLL: Final = 0.2
-_STOP_GRACE: Final = 30.0
-"""Seconds a stopping engine has to end by itself before its group is killed."""
 _SETTLE: Final = 60.0
 """Seconds a ready engine may go on writing kernels before it is asked to stop."""
 _TAIL: Final = 12
@@ -38,13 +34,6 @@ _TAIL: Final = 12
 _CAUSE: Final = re.compile(r"(?:^|\] )((?:[\w.]*(?:Error|Exception)|Killed)\b: .*)")
 """The last line of a Python traceback, in a log line or alone."""
 
-# Run by the child before it becomes the engine: ask the kernel to kill it when warmer dies
-# (prctl(2), PR_SET_PDEATHSIG = 1), then exec. Without it `kill -9` of warmer leaves a GPU taken.
-_LAUNCH: Final = (
-    "import ctypes, os, sys;"
-    "ctypes.CDLL(None, use_errno=True).prctl(1, 9, 0, 0, 0);"
-    "os.execvpe(sys.argv[1], sys.argv[1:], os.environ)"
-)
 # Flags that say where the server listens: the build run listens where only we can ask.
 _LISTENING: Final = ("--host", "--port", "--uds", "--ssl-", "--root-path")
 
@@ -99,27 +88,19 @@ def run(
         out = open(log, "w", encoding="utf-8")  # noqa: SIM115 - closed below, after the reader
     tail = _Tail()
     started = time.monotonic()
-    with out:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _LAUNCH, *argv],
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    with out, process.spawned(argv, environment) as server:
         reader = threading.Thread(
-            target=_copy, args=(process.stdout, out, tail, started), daemon=True
+            target=_copy, args=(server.stdout, out, tail, started), daemon=True
         )
         reader.start()
         try:
-            _wait_ready(process, port, deadline=started + timeout, tail=tail, tick=tick)
+            _wait_ready(server, port, deadline=started + timeout, tail=tail, tick=tick)
             ready = time.monotonic() - started
             answered = _ask(port)
             _wait_settled(settled)
-            _stop(process)
+            process.stop(server)
         except EngineError as exc:
-            _kill(process)
+            process.kill(server)
             reader.join(5)
             raise EngineError(
                 "\n".join([exc.message, *(f"  | {line}" for line in tail.shown())]),
@@ -127,7 +108,7 @@ def run(
                 hint=f"the whole log is at {log}",
             ) from exc
         finally:
-            _kill(process)
+            process.kill(server)
             reader.join(5)
     return Run(ready, answered, log)
 
@@ -180,7 +161,7 @@ def _copy(source: IO[bytes], out: IO[str], tail: _Tail, started: float) -> None:
 
 
 def _wait_ready(
-    process: subprocess.Popen[bytes],
+    server: subprocess.Popen[bytes],
     port: int,
     *,
     deadline: float,
@@ -188,9 +169,9 @@ def _wait_ready(
     tick: Callable[[str], None],
 ) -> None:
     while True:
-        if process.poll() is not None:
+        if server.poll() is not None:
             raise EngineError(
-                f"the engine ended with status {process.returncode} before it was ready",
+                f"the engine ended with status {server.returncode} before it was ready",
                 reason="engine-exited",
             )
         if _status(port, "GET", "/health", None) == 200:
@@ -245,42 +226,3 @@ def _wait_settled(snapshot: Callable[[], object]) -> None:
         f"the engine was still writing kernels after {_SETTLE:.0f} s of rest",
         reason="engine-restless",
     )
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the server to end as a pod's would: SIGTERM, then wait for the whole group.
-
-    Raises:
-        EngineError: it had ended by itself, or did not end: what it wrote may be torn.
-    """
-    if process.poll() is not None:
-        raise EngineError(
-            f"the engine ended with status {process.returncode} at its first request",
-            reason="engine-exited",
-        )
-    process.terminate()
-    deadline = time.monotonic() + _STOP_GRACE
-    while time.monotonic() < deadline:
-        if process.poll() is not None and not _group_alive(process.pid):
-            return
-        time.sleep(0.05)
-    raise EngineError(f"the engine did not stop within {_STOP_GRACE:.0f} s", reason="engine-stuck")
-
-
-def _group_alive(group: int) -> bool:
-    """Whether a process of the group is left; as PID 1, warmer inherits and reaps its orphans."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-group, os.WNOHANG)[0]:
-            pass
-    try:
-        os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(10)

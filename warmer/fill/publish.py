@@ -24,6 +24,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -81,8 +82,16 @@ def begin(volume: Volume, key: Key) -> Staging:
 
 
 def discard(staging: Staging) -> None:
-    """Remove a staging directory; what cannot be removed now is left for `warmer gc`."""
-    shutil.rmtree(staging.path, ignore_errors=True)
+    """Remove a staging directory; what cannot be removed now is left for the next owner.
+
+    A thread that is still writing may make a name behind the removal's back: it is removed again.
+    """
+    deadline = time.monotonic() + 1.0
+    while os.path.lexists(staging.path):
+        shutil.rmtree(staging.path, ignore_errors=True)
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.01)
 
 
 def abandoned(volume: Volume, key: Key) -> list[str]:
@@ -232,12 +241,8 @@ def _flush_directories(top: str) -> None:
 
 
 def _make_directories(root: str, path: str) -> None:
-    """Make `path` and flush every directory that gained a name, up to `root`."""
-    missing = []
-    while path != root and not os.path.isdir(path):
-        missing.append(path)
+    """Make `path`, and flush every directory from it up to `root`: each holds the next's name."""
+    os.makedirs(path, exist_ok=True)
+    while len(path) >= len(root):
+        _flush(path)
         path = os.path.dirname(path)
-    for directory in reversed(missing):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory)
-        _flush(os.path.dirname(directory))

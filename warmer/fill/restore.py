@@ -18,7 +18,7 @@ from warmer.errors import IntegrityError, using
 from warmer.fill import archive
 from warmer.layout import ARCHIVE, MANIFEST
 from warmer.observe import inventory
-from warmer.seal import ForeignSealError
+from warmer.seal import ForeignSealError, Seal
 
 if TYPE_CHECKING:
     from warmer.layout import Volume, WarmDir
@@ -41,14 +41,18 @@ def read_manifest(volume: Volume, key: Key, generation: int) -> tuple[archive.Ma
         path = os.path.join(directory, MANIFEST)
         with open(path, "rb") as f:
             data = f.read()
-    sealed = {file.path: file.sha256 for file in record.files}
-    if sealed.get(MANIFEST) != hashlib.sha256(data).hexdigest():
-        raise IntegrityError(
-            f"got {path} with other bytes than its seal says, expected the sealed manifest",
-            reason="hash-mismatch",
-            hint="run `warmer verify` to move it aside, then `warmer prefill`",
-        )
+    _compare(path, hashlib.sha256(data).hexdigest(), record)
     return archive.parse(data, where=path), hashlib.sha256(seal_data).hexdigest()
+
+
+def _compare(path: str, sha256: str, record: Seal) -> None:
+    sealed = {file.path: file.sha256 for file in record.files}
+    if sealed.get(os.path.basename(path)) != sha256:
+        raise IntegrityError(
+            f"got {path} with other bytes than its seal says, expected the sealed ones",
+            reason="hash-mismatch",
+            hint="run `warmer prefill`: it moves what is corrupt aside and builds it again",
+        )
 
 
 def intact(volume: Volume, key: Key, generation: int) -> bool:
@@ -82,6 +86,10 @@ def restore(volume: Volume, warm: WarmDir, key: Key, generation: int) -> archive
     """
     manifest, seal_sha256 = read_manifest(volume, key, generation)
     source = os.path.join(volume.generation(key.kind, key.digest, generation), ARCHIVE)
+    with using("the volume"):  # nothing parses bytes that nobody vouches for
+        sealed, _ = inventory.read_seal(os.path.dirname(source))
+        with open(source, "rb") as f:
+            _compare(source, hashlib.file_digest(f, "sha256").hexdigest(), sealed)
     fresh = f"{warm.tree(key.kind)}.{secrets.token_hex(4)}"
     try:
         with using("the warm dir or the volume"):

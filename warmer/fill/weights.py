@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _CHUNK: Final = 1 << 20
 _CONNECTIONS: Final = 4
 _DOWNLOAD: Final = "download"
+_TURN: Final = 0.5
+"""Seconds a wait for downloads lasts before it looks up."""
 _RESERVE: Final = 64 << 20
 """Bytes left free beyond the plan: seals, kernels, other pods' small writes."""
 
@@ -126,15 +128,14 @@ def _fetch_all(
 ) -> None:
     """Fetch and verify files, a few at a time; the first failure stops the rest."""
     total = sum(file.size for file in missing)
-    counter = _Counter(total, progress)
     stop = threading.Event()
+    counter = _Counter(total, progress, stop)
 
     def one(file: SourceFile) -> SealedFile:
         private = os.path.join(
             staging, _DOWNLOAD, hashlib.sha256(os.fsencode(file.path)).hexdigest()
         )
-        if stop.is_set():
-            raise InterruptedError
+        counter.add(0)
         with using("the volume"):
             os.makedirs(private)
             target = os.path.join(private, os.path.basename(file.path))
@@ -145,14 +146,16 @@ def _fetch_all(
 
     pool = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="fetch")
     futures: list[Future[SealedFile]] = [pool.submit(one, file) for file in missing]
+    pending = set(futures)
     try:
-        finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in finished:
-            sealed = future.result()
-            done[sealed.path.removeprefix(f"{FILES}/")] = sealed
+        while pending:  # in turns: a signal is only handled between them
+            finished, pending = wait(pending, timeout=_TURN, return_when=FIRST_EXCEPTION)
+            for sealed in (future.result() for future in finished):
+                done[sealed.path.removeprefix(f"{FILES}/")] = sealed
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
+        wait(futures, timeout=_TURN)
     with using("the volume"):
         _remove_downloads(os.path.join(staging, _DOWNLOAD))
 
@@ -253,16 +256,25 @@ def _remove_downloads(path: str) -> None:
         os.rmdir(path)
 
 
-class _Counter:
-    """Adds up bytes from several threads."""
+class _StoppedError(BaseException):
+    """Another file's failure, or a signal, ended this download; no handler of failures sees it."""
 
-    def __init__(self, total: int, progress: Callable[[int, int], None]) -> None:
+
+class _Counter:
+    """Adds up bytes from several threads, and stops them."""
+
+    def __init__(
+        self, total: int, progress: Callable[[int, int], None], stop: threading.Event
+    ) -> None:
         self._total = total
         self._progress = progress
+        self._stop = stop
         self._done = 0
         self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
+        if self._stop.is_set():
+            raise _StoppedError
         with self._lock:
             self._done += count
             done = self._done

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import statistics
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,7 @@ from warmer.model import KERNEL_KINDS, Held, Inventory, Key, Kind, Nearest
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+_GENERATION: Final = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 _UNREADABLE: Final = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 _NEIGHBOURS: Final = 64
 """Keys of one kind read to find the nearest and to predict: enough for people, bounded on NFS."""
@@ -91,7 +93,7 @@ def highest_taken(volume: Volume, kind: Kind, digest: str) -> int:
         names = []
     for name in names:
         number = name.removeprefix(prefix).partition("-")[0]
-        if name.startswith(prefix) and number.isdecimal():
+        if name.startswith(prefix) and _GENERATION.fullmatch(number):
             taken.append(int(number))
     return max(taken)
 
@@ -100,9 +102,9 @@ def generations(volume: Volume, kind: Kind, digest: str) -> list[int]:
     """List the generation numbers published under a key, newest first."""
     try:
         names = _listdir(volume.key(kind, digest))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted((int(n) for n in names if n.isdecimal() and n[0] != "0"), reverse=True)
+    return sorted((int(n) for n in names if _GENERATION.fullmatch(n)), reverse=True)
 
 
 def read_seal(directory: str) -> tuple[seal.Seal, bytes]:
@@ -216,7 +218,7 @@ def _neighbours(volume: Volume, key: Key) -> Iterator[tuple[str, Mapping[str, An
         try:
             with open(path, "rb") as f:
                 factors = json.load(f)["factors"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         if isinstance(factors, dict):
             yield digest, factors

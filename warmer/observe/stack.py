@@ -103,6 +103,7 @@ def _interpreter(script: str) -> str | None:
         raise UsageError(
             f"got --vllm {script}, expected a readable command ({exc.strerror})",
             reason="no-engine",
+            hint="point at the `vllm` script of the environment that serves",
         ) from exc
     words = os.fsdecode(first).removeprefix("#!").split() if first.startswith(b"#!") else []
     if words and os.path.basename(words[0]) == "env" and len(words) > 1:
@@ -129,6 +130,7 @@ def _ask(interpreter: str) -> tuple[list[str], str, str]:
         raise UsageError(
             f"got an engine whose Python {interpreter} does not run, expected one that does",
             reason="no-engine",
+            hint="point --vllm at the `vllm` script of an environment that works",
         ) from exc
     paths, python, libc = json.loads(done.stdout)
     return paths, python, libc or "unknown"

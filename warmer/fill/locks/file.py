@@ -21,6 +21,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import struct
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 # struct flock with 64-bit offsets: type, whence, start, length, pid (0 for OFD locks).
 _FLOCK: Final = "hhqqi4x"
 _WHOLE_FILE: Final = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+_NOTHING: Final = struct.pack(_FLOCK, fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
+_RECORD: Final = 512
+"""Bytes of an owner's record, padded."""
+_EPOCH: Final = re.compile(rb'\{"epoch": (\d{1,18}),')
 _BUSY: Final = (errno.EAGAIN, errno.EACCES)
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -150,6 +155,8 @@ class FileGrant:
             return
         with contextlib.suppress(OSError):
             self._write({"epoch": self.epoch, "owner": ""})
+            # A process forked meanwhile may share the descriptor; closing ours would not do.
+            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _NOTHING)
         descriptor, self._descriptor = self._descriptor, None
         with contextlib.suppress(OSError):  # close(2) frees the descriptor even when it fails
             os.close(descriptor)
@@ -157,16 +164,25 @@ class FileGrant:
     def _write(self, record: dict[str, object]) -> None:
         if self._descriptor is None:
             return
-        data = json.dumps(record).encode()
-        os.pwrite(self._descriptor, data, 0)
-        os.ftruncate(self._descriptor, len(data))
+        os.pwrite(self._descriptor, _encode(record), 0)
+        os.ftruncate(self._descriptor, _RECORD)
         os.fsync(self._descriptor)
 
 
+def _encode(record: dict[str, object]) -> bytes:
+    """Render a record in one size, so that a shorter one never leaves the end of a longer one."""
+    owner = str(record["owner"])
+    while len(data := json.dumps(record | {"owner": owner}).encode()) > _RECORD:
+        owner = owner[: len(owner) // 2]
+    return data.ljust(_RECORD)
+
+
 def _read(descriptor: int) -> Owner:
-    """Read the owner's record; a torn or foreign one counts as an unnamed owner."""
+    """Read the owner's record; of a torn or foreign one, the epoch at least if it is there."""
+    data = os.pread(descriptor, 2 * _RECORD, 0)
     try:
-        record = json.loads(os.pread(descriptor, 4096, 0) or b"{}")
+        record = json.loads(data or b"{}")
         return Owner(str(record.get("owner", "")), int(record.get("epoch", 0)))
-    except (ValueError, TypeError, AttributeError):
-        return Owner("", 0)
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        found = _EPOCH.match(data)
+        return Owner("", int(found[1]) if found else 0)

@@ -26,4 +26,4 @@ def open_lock(url: str, *, volume: Volume, me: str) -> Lock:
         from warmer.fill.locks.file import FileLock  # noqa: PLC0415 - pay for one mechanism
 
         return FileLock(volume, me=me)
-    raise UsageError(f"got --lock {url!r}, expected file", reason="bad-lock")
+    raise UsageError(f"got --lock {url!r}, expected file", reason="bad-lock", hint="--lock file")

@@ -156,17 +156,22 @@ def _translate(exc: Exception, model: ModelRef, where: str) -> SourceError | Non
         (
             errors.RepositoryNotFoundError,
             "not-found",
-            f"got no model {model.name} on the hub, or none that this token may see",
+            f"got no model {model.name} on the hub, or none that this token may see; expected one",
             "check the name; for a private model give HF_TOKEN from a Secret",
         ),
-        (errors.RemoteEntryNotFoundError, "not-found", f"got no {where} on the hub", ""),
+        (
+            errors.RemoteEntryNotFoundError,
+            "not-found",
+            f"got no {where} on the hub, expected the file",
+            "",
+        ),
         (
             errors.OfflineModeIsEnabled,
             "offline",
             f"got HF_HUB_OFFLINE set, expected leave to ask the hub for {where}",
             "unset it for warmer; the handoff sets it for the server",
         ),
-        (errors.HFValidationError, "not-found", f"got {where}, which is no repository name", ""),
+        (errors.HFValidationError, "not-found", f"got {where}, expected a repository's name", ""),
     )
     for kind, reason, message, hint in known:
         if isinstance(exc, kind):
@@ -185,7 +190,7 @@ def _translate(exc: Exception, model: ModelRef, where: str) -> SourceError | Non
         return None if exc.errno in _OF_THE_DISK else _unreachable(exc, where)
     if isinstance(exc, ValueError):
         return TransientSourceError(
-            f"got an answer for {where} that is not the hub's ({type(exc).__name__})",
+            f"got an answer for {where} that is not the hub's ({type(exc).__name__}), expected one",
             reason="bad-answer",
             hint="check HF_ENDPOINT, and what stands between it and here",
         )

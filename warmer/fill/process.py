@@ -1,0 +1,109 @@
+"""One process group: started so that it never outlives warmer, stopped so that it is whole.
+
+A vLLM server that is merely killed leaves its EngineCore alive, holding the GPU's memory. So the
+engine leads a group of its own, the group is killed at the end, and a watchdog kills it where
+warmer itself was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+from warmer.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_STOP_GRACE: Final = 30.0
+"""Seconds a stopping engine has to end by itself before its group is killed."""
+
+# What the child does before it becomes the engine: take signals again (they are held while it is
+# started), and ask the kernel to kill it when warmer dies (prctl(2), PR_SET_PDEATHSIG = 1).
+_LAUNCH: Final = (
+    "import ctypes, os, signal, sys;"
+    "signal.pthread_sigmask(signal.SIG_SETMASK, ());"
+    "ctypes.CDLL(None).prctl(1, 9, 0, 0, 0);"
+    "os.getppid() == int(sys.argv[1]) or sys.exit(1);"
+    "os.execvpe(sys.argv[2], sys.argv[2:], os.environ)"
+)
+# What outlives a killed warmer: the engine's own children do not die with the server, and hold
+# the GPU's memory. A pipe that closes without a word means that warmer is gone.
+_WATCH: Final = (
+    "import os, signal, sys;os.read(0, 1) or os.killpg(int(sys.argv[1]), signal.SIGKILL)"
+)
+
+
+@contextlib.contextmanager
+def spawned(
+    argv: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the engine in a process group of its own, and a watchdog over the group."""
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-c", _LAUNCH, str(os.getpid()), *argv],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        watchdog = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _WATCH, str(process.pid)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            yield process
+        finally:
+            kill(process)
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                watchdog.communicate(b".", timeout=10)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask the server to end as a pod's would: SIGTERM, then wait for the whole group.
+
+    Raises:
+        EngineError: it had ended by itself, or did not end: what it wrote may be torn.
+    """
+    if process.poll() is not None:
+        raise EngineError(
+            f"the engine ended with status {process.returncode} at its first request",
+            reason="engine-exited",
+        )
+    process.terminate()
+    deadline = time.monotonic() + _STOP_GRACE
+    while time.monotonic() < deadline:
+        if process.poll() is not None and not _group_alive(process.pid):
+            return
+        time.sleep(0.05)
+    raise EngineError(f"the engine did not stop within {_STOP_GRACE:.0f} s", reason="engine-stuck")
+
+
+def _group_alive(group: int) -> bool:
+    """Whether a process of the group is left; as PID 1, warmer inherits and reaps its orphans."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
