@@ -85,11 +85,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def check(warm_dir: str, deep: bool) -> tuple[list[dict[str, Any]], int]:  # noqa: FBT001 - no dataclass here
-    """Judge every piece of the handoff under an absolute `warm_dir`; re-hash when `deep`.
-
-    Returns:
-        One row per piece (kind, key, verdict, reason), and the exit status: the gravest found.
-    """
+    """Judge every piece of the handoff: one row each, and the gravest exit status found."""
     path = os.path.join(warm_dir, "handoff", "handoff.json")
     try:
         handoff = _load(path)

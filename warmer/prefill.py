@@ -134,11 +134,19 @@ def _fill_weights(situation: Situation, outcome: Outcome) -> Situation:
                     progress=progress.Transfer("weights"),
                 )
                 outcome.bytes["weights"] = step.size or 0
+    except publish.LostRaceError as exc:
+        _log.warning("another owner was faster, taking its weights", failure=exc.message)
     except WarmerError as exc:
         _without(s, outcome, "weights", exc)
         outcome.without |= dict.fromkeys(KERNEL_KINDS, "the weights they belong to are missing")
         return s
-    return again(s)
+    s = again(s)
+    if s.held.held["weights"].verdict != "sealed":
+        missing = NotWarmError(
+            "got the weights published and gone again, expected them sealed", reason="not-warm"
+        )
+        _without(s, outcome, "weights", missing)
+    return s
 
 
 def _fill_kernels(situation: Situation, outcome: Outcome) -> Situation:
@@ -248,5 +256,6 @@ def _cold(s: Situation, outcome: Outcome, exc: WarmerError) -> Situation:
 def _without(s: Situation, outcome: Outcome, kind: Kind, exc: WarmerError) -> None:
     if s.settings.policy(kind) == "fail":
         raise exc
-    _log.warning("going without", kind=kind, failure=exc.message, hint=exc.hint)
+    say = _log.warning if isinstance(exc, NotWarmError) else _log.error
+    say("going without", kind=kind, failure=exc.message, hint=exc.hint)
     outcome.without[kind] = exc.message.splitlines()[0]

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import socket
-import subprocess
 import threading
 import time
 from collections import deque
@@ -23,6 +22,7 @@ from warmer.errors import EngineError, using
 from warmer.fill import process
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Mapping, Sequence
 
 _HOST: Final = "127.0.0.1"

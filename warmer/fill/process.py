@@ -103,6 +103,7 @@ def _group_alive(group: int) -> bool:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the whole group and reap its leader; harmless when it is gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):

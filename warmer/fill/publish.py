@@ -30,7 +30,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from warmer import __version__, seal
-from warmer.errors import BusyError, using
+from warmer.errors import BusyError, IntegrityError, using
 from warmer.layout import KEY, SEAL
 from warmer.observe import inventory
 
@@ -134,7 +134,8 @@ def publish(
     Raises:
         LostGrantError: the lock is no longer ours.
         LostRaceError: the number is taken.
-        VolumeError: the volume failed; nothing was published.
+        IntegrityError: a staged file is not as long as it was.
+        VolumeError: the volume failed; nothing was published, unless only the last flush did.
     """
     key = staging.key
     with using(_PLACE):
@@ -152,7 +153,7 @@ def publish(
             needs=dict(needs or {}),
         )
         for file in record.files:
-            _flush(os.path.join(staging.path, file.path))
+            _flush(os.path.join(staging.path, file.path), size=file.size)
         _write(os.path.join(staging.path, SEAL), seal.encode(record))
         _flush_directories(staging.path)
         target = volume.generation(key.kind, key.digest, record.generation)
@@ -227,22 +228,34 @@ def _write(path: str, data: bytes) -> None:
         os.fsync(f.fileno())
 
 
-def _flush(path: str) -> None:
+def _flush(path: str, size: int | None = None) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        found = os.fstat(descriptor).st_size
+        if size is not None and found != size:
+            raise IntegrityError(
+                f"got {found} bytes staged at {path}, expected {size}",
+                reason="size-mismatch",
+                hint="something else writes on the volume; run again",
+            )
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def _flush_directories(top: str) -> None:
-    for directory, _, _ in os.walk(top, topdown=False):
+    for directory, _, _ in os.walk(top, topdown=False, onerror=_raise):
         _flush(directory)
+
+
+def _raise(exc: OSError) -> None:
+    raise exc
 
 
 def _make_directories(root: str, path: str) -> None:
     """Make `path`, and flush every directory from it up to `root`: each holds the next's name."""
     os.makedirs(path, exist_ok=True)
-    while len(path) >= len(root):
+    while path != root:
         _flush(path)
         path = os.path.dirname(path)
+    _flush(root)

@@ -20,6 +20,7 @@ _VERSION: Final = re.compile(
     r"^__version__\s*(?:=\s*version\s*)?=\s*['\"]([^'\"]+)['\"]", re.MULTILINE
 )
 _CUDA: Final = re.compile(r"^cuda\b[^=\n]*=\s*['\"]([^'\"]+)['\"]", re.MULTILINE)
+_EXEC: Final = re.compile(r"""'''exec' (?:"([^"]+)"|(\S+)) """)
 _DIST_INFO: Final = re.compile(r"(.+?)-([^-]+)\.(?:dist|egg)-info$")
 
 # Asked of another interpreter than ours; what `Stack` needs of it, as JSON.
@@ -109,7 +110,8 @@ def _interpreter(script: str) -> str | None:
     if words and os.path.basename(words[0]) == "env" and len(words) > 1:
         return shutil.which(words[-1])
     if words and os.path.basename(words[0]) in ("sh", "bash", "dash"):
-        words = os.fsdecode(second).removeprefix("'''exec'").replace('"', " ").split()
+        match = _EXEC.match(os.fsdecode(second))
+        words = [match[1] or match[2]] if match else []
     if words and os.path.basename(words[0]).startswith("python"):
         return words[0]
     return None

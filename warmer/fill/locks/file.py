@@ -145,9 +145,9 @@ class FileGrant:
             return False
         try:
             self.record()
+            return os.fstat(self._descriptor).st_nlink > 0  # deleted, it excludes nobody
         except OSError:
             return False
-        return True
 
     def release(self) -> None:
         """Give the lock back; the record keeps the epoch growing."""
@@ -155,6 +155,7 @@ class FileGrant:
             return
         with contextlib.suppress(OSError):
             self._write({"epoch": self.epoch, "owner": ""})
+        with contextlib.suppress(OSError):
             # A process forked meanwhile may share the descriptor; closing ours would not do.
             fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _NOTHING)
         descriptor, self._descriptor = self._descriptor, None
