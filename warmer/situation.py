@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from warmer.settings import Settings
 
 _log = structlog.get_logger(__name__)
+_NOT_IN_A_FILE: Final = ("model", "model-tag", "revision", "uds")
+"""Flags warmer has to see: they name the model, or where the build run would not be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,9 @@ def look(settings: Settings) -> Situation:
     host = observe_host.observe(vllm=settings.vllm, image=settings.image)
     source = open_source(settings.model, environment=settings.environment)
     model = revision.resolve(settings.model, source, volume, retry=settings.retry)
-    how = wanted.start(settings, host, model, warm)
-    want = wanted.want(settings, host, model, how, _config_digests(settings))
+    digests, configured = _configs(settings)
+    how = wanted.start(settings, host, model, warm, configured=configured)
+    want = wanted.want(settings, host, model, how, digests)
     patient = Retrying(source, budget=settings.retry)
     return again(
         Situation(settings, volume, warm, host, patient, how, want, Inventory({}), Plan(()))
@@ -111,18 +114,44 @@ def _tolerate(exc: SourceError, settings: Settings) -> None:
     _log.warning("the source does not answer", failure=exc.message)
 
 
-def _config_digests(settings: Settings) -> dict[str, str]:
-    """Digest the YAML files that are part of the serve arguments: their content is in the key."""
+def _configs(settings: Settings) -> tuple[dict[str, str], frozenset[str]]:
+    """Read the YAML files that are part of the serve arguments.
+
+    Returns:
+        Path → sha256 of the content, which is in the key; and the flags they set, as ``--name``.
+
+    Raises:
+        UsageError: one is missing here, is no YAML object, or sets what warmer must know.
+    """
     digests: dict[str, str] = {}
+    flags: set[str] = set()
     for path in argv.config_files(settings.flags):
+        import yaml  # noqa: PLC0415 - only with --config
+
+        where = f"--config {path} among the vLLM arguments"
         try:
             with open(path, "rb") as f:
-                digests[path] = hashlib.sha256(f.read()).hexdigest()
+                data = f.read()
+            keys = [str(key).replace("_", "-") for key in yaml.safe_load(data) or {}]
         except OSError as exc:
             raise UsageError(
-                f"got --config {path} among the vLLM arguments, expected a file here too "
-                f"({exc.strerror})",
+                f"got {where}, expected a file here too ({exc.strerror})",
                 reason="no-config-file",
                 hint="mount it at the same path in warmer's container",
             ) from exc
-    return digests
+        except (yaml.YAMLError, TypeError) as exc:
+            raise UsageError(
+                f"got {where}, expected YAML with vLLM's flags as keys",
+                reason="bad-config",
+                hint="check it with `vllm serve --config`",
+            ) from exc
+        for key in keys:
+            if key in _NOT_IN_A_FILE or key.startswith("ssl-"):
+                raise UsageError(
+                    f"got {key} in {where}, expected it on the command line",
+                    reason="flag-in-config",
+                    hint="the model goes to warmer's --model; where to listen comes after --",
+                )
+        digests[path] = hashlib.sha256(data).hexdigest()
+        flags |= {f"--{key}" for key in keys}
+    return digests, frozenset(flags)

@@ -10,7 +10,7 @@ from warmer.model import KERNEL_KINDS, Key, Kind, Wanted
 from warmer.secrecy import secret_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
     from warmer.layout import WarmDir
     from warmer.model import Host, ModelRef
@@ -36,8 +36,18 @@ class Start:
     build_env: Mapping[str, str]
 
 
-def start(settings: Settings, host: Host, model: ModelRef, warm: WarmDir) -> Start:
-    """Decide how the server will be started."""
+def start(
+    settings: Settings, host: Host, model: ModelRef, warm: WarmDir, *, configured: Container[str]
+) -> Start:
+    """Decide how the server will be started.
+
+    Args:
+        settings: what the user chose.
+        host: the machine.
+        model: at its resolved revision.
+        warm: the warm dir.
+        configured: flags that a YAML file of vLLM's own sets.
+    """
     inherited = settings.environment
     block: dict[str, str] = {}
     hashed: dict[str, str] = {}
@@ -51,11 +61,14 @@ def start(settings: Settings, host: Host, model: ModelRef, warm: WarmDir) -> Sta
         )
         vllm = freedoms.version(host.stack.vllm)
         hashed = {n: v for n, v in inherited.items() if freedoms.hashed_variable(n, v, vllm)}
-    if any(flag in settings.flags for flag in families.OTHER_REPOSITORIES):
+    if any(flag in settings.flags or flag in configured for flag in families.OTHER_REPOSITORIES):
         block = {n: v for n, v in block.items() if not n.endswith("_OFFLINE")}
     name = model.name if model.scheme == "hf" else model.name.rstrip("/").rsplit("/", 1)[-1]
     words = list(settings.serve_argv)
-    if "--served-model-name" not in settings.flags:
+    named = settings.flags.get("--served-model-name")
+    if named and named[-1]:
+        name = named[-1][0]
+    elif "--served-model-name" not in configured:
         words += ["--served-model-name", name]
     clean = {
         n: v for n, v in inherited.items() if not secret_name(n) and not n.startswith("WARMER_")

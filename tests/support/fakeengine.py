@@ -5,7 +5,10 @@ does not find in its caches, says so in the words of vLLM 0.32, and answers like
 
 FAKE_ENGINE, a list with commas, says what goes wrong: `crash` (end with a traceback), `hang` (never
 answer, nor heed SIGTERM), `slow=SECONDS` (before it is ready), `leave-child` (first start a child
-that heeds no SIGTERM: the EngineCore), `echo-env` (write the environment to $FAKE_ENGINE_ENV).
+that heeds no SIGTERM: the EngineCore), `echo-env` (write the environment to $FAKE_ENGINE_ENV),
+`spoil` (first leave half files in the JIT caches, over what is there too), `die` (end at the first
+completion, half a file written), `stubborn` (write half a file at SIGTERM and serve on). `op=NAME`
+names the operation that a JIT builds.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ __version__ = '{}'
 debug = False
 cuda: Optional[str] = {!r}
 """
+_JITS = ("FLASHINFER_WORKSPACE_BASE", "TVM_FFI_CACHE_DIR")
 _SMI = "#!/bin/sh\necho 'NVIDIA H200, 9.0, 570.86.15'\n"
 
 
@@ -129,16 +133,18 @@ def serve(argv: list[str]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         say("[core.py:133] Initializing a V1 LLM engine (v0.32.0)")
         time.sleep(300)
+    if "spoil" in modes:
+        _spoil()
     if "crash" in modes or not os.path.isfile(os.path.join(model, "config.json")):
         _fail(model, crash="crash" in modes)
     say("[model.py:733] Resolved architecture: LlamaForCausalLM", process="APIServer")
     started = time.monotonic()
     time.sleep(float(modes.get("slow") or 0))
     _compile(hashlib.sha256(json.dumps([model, *hashed]).encode()).hexdigest())
-    _jit()
+    _jit(modes.get("op") or "op")
     took = time.monotonic() - started
     say(f"[core.py:402] init engine (profile, create kv cache, warmup model) took {took:.2f} s")
-    _answer(listening, model)
+    _answer(listening, model, modes)
 
 
 def _split(words: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -192,14 +198,25 @@ def _compile(key: str) -> None:
     say("[monitor.py:20] torch.compile took 0.02 s in total")
 
 
-def _jit() -> None:
+def _jit(op: str) -> None:
     """On a GPU: build one operation in FlashInfer's cache, and one in another JIT's."""
-    for name in ("FLASHINFER_WORKSPACE_BASE", "TVM_FFI_CACHE_DIR"):
+    for name in _JITS:
         if top := os.environ.get(name):
             os.makedirs(top, exist_ok=True)
-            with contextlib.suppress(FileExistsError), open(f"{top}/op.so", "xb") as stream:
+            with contextlib.suppress(FileExistsError), open(f"{top}/{op}.so", "xb") as stream:
                 stream.write(hashlib.shake_256(name.encode()).digest(5_000))
                 say(f"[jit.py:1] Building JIT module {name}")
+
+
+def _spoil() -> None:
+    """Leave what a compiler leaves that dies in the middle of a write."""
+    for name in ("VLLM_CACHE_ROOT", *_JITS):
+        if top := os.environ.get(name):
+            os.makedirs(top, exist_ok=True)
+            for path in {*(f"{top}/{old}" for old in os.listdir(top)), f"{top}/half.so"}:
+                if not os.path.isdir(path):
+                    with open(path, "wb") as stream:
+                        stream.write(b"half")
 
 
 def _read(path: str) -> bytes | None:
@@ -210,7 +227,7 @@ def _read(path: str) -> bytes | None:
         return None
 
 
-def _answer(listening: dict[str, str], model: str) -> None:
+def _answer(listening: dict[str, str], model: str, modes: dict[str, str]) -> None:
     """Serve until SIGTERM, one connection at a time."""
     address = listening.get("host", "127.0.0.1"), int(listening.get("port", "8000"))
     completion = {"object": "text_completion", "choices": [{"text": " again", "index": 0}]}
@@ -219,7 +236,8 @@ def _answer(listening: dict[str, str], model: str) -> None:
         ("GET", "/v1/models"): {"object": "list", "data": [{"id": model, "object": "model"}]},
         ("POST", "/v1/completions"): completion,
     }
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    stubborn = "stubborn" in modes
+    signal.signal(signal.SIGTERM, lambda *_: _spoil() if stubborn else sys.exit(0))
     with socket.create_server(address) as server:
         say(f"[entry.py:140] Starting vLLM server on http://{':'.join(map(str, address))}")
         print("INFO:     Application startup complete.", flush=True)
@@ -227,10 +245,10 @@ def _answer(listening: dict[str, str], model: str) -> None:
             connection, _ = server.accept()
             with connection, contextlib.suppress(OSError, ValueError):
                 connection.settimeout(5)
-                _reply(connection, replies)
+                _reply(connection, replies, dies="die" in modes)
 
 
-def _reply(connection: socket.socket, replies: dict) -> None:
+def _reply(connection: socket.socket, replies: dict, *, dies: bool) -> None:
     data = b""
     while b"\r\n\r\n" not in data:
         if not (more := connection.recv(65536)):
@@ -242,6 +260,9 @@ def _reply(connection: socket.socket, replies: dict) -> None:
         while line.startswith(b"content-length:") and len(body) < int(line.split(b":")[1]):
             body += connection.recv(65536)
     asked = method.decode(), path.decode()
+    if dies and asked[0] == "POST":
+        _spoil()
+        os._exit(139)
     status = "200 OK" if asked in replies else "404 Not Found"
     reply = json.dumps(replies.get(asked)).encode()
     length = f"Content-Length: {len(reply)}\r\nConnection: close\r\n\r\n"

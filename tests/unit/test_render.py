@@ -140,7 +140,7 @@ def started(pod, environment):
     """Hand off for a pod with this environment, as `prefill` would."""
     s = handed.situation(pod.top)
     settings = dataclasses.replace(s.settings, environment=environment)
-    how = wanted.start(settings, s.host, handed.MODEL, s.warm)
+    how = wanted.start(settings, s.host, handed.MODEL, s.warm, configured=())
     hand_off(dataclasses.replace(s, settings=settings, how=how), {})
 
 

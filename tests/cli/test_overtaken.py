@@ -1,0 +1,134 @@
+"""Other owners that are faster: what is handed off is what is there, and the start goes on."""
+
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+import fakeengine
+import runs
+import volumes
+
+from warmer import argv, check, prefill, settings
+from warmer.fill import restore
+from warmer.fill.sources.directory import Directory
+from warmer.layout import Volume
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A pod with a GPU, beside a model in a directory."""
+    with runs.place(tmp_path) as place:
+        cuda = fakeengine.make_engine(tmp_path / "cuda", torch="2.13.0+cu130", cuda="13.0")
+        monkeypatch.setenv("PATH", f"{cuda.bin}:{os.defpath}")
+        yield place.but(engine=cuda, model=f"file://{tmp_path}/hub/{runs.REPO}")
+
+
+def chosen(place, **more):
+    env = place.env({"PATH": f"{place.engine.bin}:{os.defpath}"})
+    return settings.Settings(
+        volume=place.volume,
+        warm_dir=place.warm,
+        model=settings.parse_model(place.model),
+        serve_argv=runs.SERVE,
+        flags=argv.parse(runs.SERVE),
+        vllm=place.engine.vllm,
+        environment=env,
+        **more,
+    )
+
+
+def test_a_generation_published_during_the_restore_is_handed_off_as_it_is_restored(
+    place, tmp_path, monkeypatch
+):
+    assert prefill.prefill(chosen(place)).left.empty
+    shutil.rmtree(place.warm)
+    unpack = restore.restore
+    published = []
+
+    def overtaken(volume, warm, key, generation):
+        manifest = unpack(volume, warm, key, generation)
+        if key.kind == "jit" and not published:
+            tree = tmp_path / "theirs"
+            shutil.copytree(warm.tree("jit"), tree)
+            (tree / "tvm_ffi" / "theirs.so").write_bytes(b"built by another pod")
+            published.append(volumes.fill_tree(volume, key, tree, after=generation))
+        return manifest
+
+    monkeypatch.setattr(restore, "restore", overtaken)
+    done = prefill.prefill(chosen(place))
+    assert published == [2]
+    assert (done.left.steps, done.without) == ((), {})
+    assert len(place.engine.starts) == 1, "what is published is taken, not built"
+    (piece,) = (piece for piece in place.handoff()["pieces"] if piece["kind"] == "jit")
+    assert (piece["verdict"], piece["generation"]) == ("sealed", 2)
+    assert Path(place.warm, "cache/jit/tvm_ffi/theirs.so").read_bytes() == b"built by another pod"
+    assert check.check(place.warm, True)[1] == 0
+
+
+class NoLock:
+    """A lock that holds nobody back, as on a volume without locks."""
+
+    def try_acquire(self, _key):
+        return volumes.Granted()
+
+    def owner(self, _key):
+        return None
+
+
+def test_losers_of_a_race_for_weights_take_the_winners(place, tmp_path, monkeypatch):
+    top = place.model.removeprefix("file://")
+    copy = Directory.fetch
+    volume = Volume(place.volume)
+    keys, winner = [], []
+
+    def publish_by_hand():
+        contents = {f"files/{path.name}": path.read_bytes() for path in Path(top).iterdir()}
+        winner.append(volumes.stage(volume, keys[0], contents))
+        volumes.commit(volume, *winner[0])
+
+    both = threading.Barrier(2, action=publish_by_hand)
+
+    def fetch(self, model, file, target, progress):
+        copy(self, model, file, target, progress)
+        if file.path == "config.json":
+            both.wait(20)
+
+    announce = prefill.write.announce
+
+    def seen(warm, volume, wanted):
+        keys.append(wanted["weights"])
+        announce(warm, volume, wanted)
+
+    monkeypatch.setattr(Directory, "fetch", fetch)
+    monkeypatch.setattr(prefill, "open_lock", lambda *_, **__: NoLock())
+    monkeypatch.setattr(prefill.write, "announce", seen)
+    pods = [place.but(warm=f"{tmp_path}/{name}") for name in ("one", "other")]
+    done = {}
+    threads = [
+        threading.Thread(
+            target=lambda pod=pod: done.update(
+                {pod.warm: prefill.prefill(chosen(pod, compile="never"))}
+            )
+        )
+        for pod in pods
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert done.keys() == {pod.warm for pod in pods}, "both ended well"
+    assert len(winner) == 1
+    (generation,) = place.generations("weights")
+    assert winner[0][0].nonce in Path(generation, "seal.json").read_text()
+    for pod in pods:
+        assert (done[pod.warm].left.steps, "weights" in done[pod.warm].without) == ((), False)
+        (piece, *_) = pod.handoff()["pieces"]
+        assert (piece["verdict"], piece["directory"]) == ("sealed", generation)
+        assert check.check(pod.warm, True)[1] == 0
+    assert place.staged() == []
+    volumes.assert_invariants(place.volume)
