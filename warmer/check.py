@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 USAGE = """\
 Usage: warmer check [--warm-dir DIR] [--deep] [--json]
 
-Readiness: is every piece this pod needs sealed on the volume and restored in the warm dir?
+Readiness: are the weights sealed on the volume, and the kernels restored in the warm dir?
 No network, no GPU, no third-party import. Pieces the handoff goes without are reported as
 cold and do not fail the check: a missing cache never denies a start.
 
 Options:
   --warm-dir DIR  the pod-local directory (WARMER_WARM_DIR; default /warm, or where a handed-off
                   check.py lies)
-  --deep          re-hash every sealed file instead of trusting its size (WARMER_DEEP)
+  --deep          re-hash every sealed file, the kernels' archives too (WARMER_DEEP)
   --json          print one JSON object (WARMER_JSON)
   --help          print this text
 
