@@ -29,7 +29,7 @@ def main():
         engine = make_engine(os.path.join(top, "engine"))
         with Hub(os.path.join(top, "hub")) as hub:
             env = dict(os.environ, HF_ENDPOINT=hub.url)
-            argv = [sys.executable, "-m", "warmer", "prefill", "--json", "--vllm", engine.command]
+            argv = [sys.executable, "-m", "warmer", "prefill", "--json", "--vllm", engine.vllm]
             argv += ["--volume", os.path.join(top, "volume"), "--warm-dir", os.path.join(top, "w")]
             argv += ["--model", f"hf://{MODEL}@{hub.sha(MODEL)}", "--", "--max-model-len", "512"]
             subprocess.run(
