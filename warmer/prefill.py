@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from warmer.settings import Settings
 
 _log = structlog.get_logger(__name__)
+_NOT_WARM: Final = "let --compile run build it, or let it be cold: --on-miss kernels=cold"
 _ATTEMPTS: Final = 3
 """Looks at the kernels after a lost race or a corrupt archive."""
 
@@ -81,7 +82,9 @@ def prefill(settings: Settings) -> Outcome:
         with outcome.timed("observe"):
             situation = look(settings)
         for kind, reason in situation.plan.without.items():
-            missing = NotWarmError(f"got no {kind} ({reason}), expected it", reason="not-warm")
+            missing = NotWarmError(
+                f"got no {kind} ({reason}), expected it", reason="not-warm", hint=_NOT_WARM
+            )
             _without(situation, outcome, kind, missing)
         if not situation.plan.empty:
             write.announce(warm, situation.volume, situation.wanted.keys)
@@ -143,7 +146,9 @@ def _fill_weights(situation: Situation, outcome: Outcome) -> Situation:
     s = again(s)
     if s.held.held["weights"].verdict != "sealed":
         missing = NotWarmError(
-            "got the weights published and gone again, expected them sealed", reason="not-warm"
+            "got the weights published and gone again, expected them sealed",
+            reason="not-warm",
+            hint="something else removes what is published; run again when it is done",
         )
         _without(s, outcome, "weights", missing)
     return s

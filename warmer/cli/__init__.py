@@ -81,9 +81,9 @@ def _outcome(*, as_json: bool) -> int:
     failure: BaseException
     try:
         code = _run()
-        _deafen()
+        _leave_at_signals()
     except BaseException as exc:  # noqa: BLE001 - this is the one place that knows what to do
-        _deafen()
+        _leave_at_signals()
         failure = exc
     else:
         return code
@@ -91,6 +91,9 @@ def _outcome(*, as_json: bool) -> int:
         _explain(failure, as_json=as_json)
         return failure.exit_code
     if isinstance(failure, TerminatedError):
+        # Who asked us to stop does not wait for a reader of our output that may be gone.
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + failure.signum))
+        signal.alarm(1)
         sys.stderr.write(f"warmer: stopped by {signal.Signals(failure.signum).name}\n")
         return 128 + failure.signum
     if isinstance(failure, BrokenPipeError):
@@ -133,10 +136,15 @@ def _own_words(words: list[str]) -> list[str]:
 
 def _terminate(signum: int, _frame: FrameType | None) -> None:
     """Unwind once; further signals do not interrupt the clean-up."""
-    _deafen()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     raise TerminatedError(signum)
 
 
-def _deafen() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_at_signals() -> None:
+    """The work is over: from now on a signal ends the process, whatever output is left.
+
+    A handler, because PID 1 is not ended by a signal's default.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _frame: os._exit(128 + signum))
