@@ -109,8 +109,16 @@ def _nearest(nearest: Nearest) -> dict[str, Any]:
 def _explain(nearest: Nearest) -> None:
     click.echo(f"     nearest key {nearest.digest[:12]} differs in")
     for d in nearest.differences:
-        wanted, held = (json.dumps(v) if v is not None else "not set" for v in (d.wanted, d.held))
-        click.echo(f"       {d.factor}: wanted {wanted}, held {held}")
+        click.echo(f"       {d.factor}: wanted {_value(d.wanted)}, held {_value(d.held)}")
+
+
+def _value(value: Any) -> str:
+    """Write a factor's value as a person would: a flag's occurrences as words."""
+    if value is None:
+        return "not set"
+    if isinstance(value, list) and all(isinstance(item, list) for item in value):
+        return ", ".join(" ".join(words) or "given" for words in value)
+    return json.dumps(value)
 
 
 def _cost(step: Step) -> str:
