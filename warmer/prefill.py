@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from warmer.errors import BusyError, IntegrityError, NotWarmError, WarmerError
+from warmer.errors import BusyError, IntegrityError, NotWarmError, SourceError, WarmerError
 from warmer.fill import claim, kernels, progress, publish, restore, weights
 from warmer.fill.locks import file as file_lock
 from warmer.fill.locks.registry import open_lock
@@ -124,6 +124,12 @@ def _fill_weights(situation: Situation, outcome: Outcome) -> Situation:
             outcome.timed("weights"),
             claim.claim(lock, step.key, wait=s.settings.wait, filled=filled) as grant,
         ):
+            if not s.wanted.model.pinned:
+                raise SourceError(
+                    f"got no answer what {s.wanted.model} means, expected a commit",
+                    reason="unresolved",
+                    hint="the server resolves and fetches it itself",
+                )
             if grant is not None:
                 _log.info("filling", kind="weights", model=str(s.wanted.model), reason=step.reason)
                 seen = inventory.observe(s.volume, s.warm, {"weights": step.key}, neighbours=False)

@@ -76,7 +76,11 @@ def look(settings: Settings) -> Situation:
     inventory.require(volume)
     host = observe_host.observe(vllm=settings.vllm, image=settings.image)
     source = open_source(settings.model, environment=settings.environment)
-    model = revision.resolve(settings.model, source, volume, retry=settings.retry)
+    model = settings.model
+    try:
+        model = revision.resolve(model, source, volume, retry=settings.retry)
+    except SourceError as exc:
+        _tolerate(exc, settings)
     digests, configured = _configs(settings)
     how = wanted.start(settings, host, model, warm, configured=configured)
     want = wanted.want(settings, host, model, how, digests)
