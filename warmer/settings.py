@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 DEFAULT_WARM_DIR: Final = "/warm"
 DEFAULT_WAIT: Final = 600.0
-"""Seconds to wait for another owner: about what a cold start of a mid-size model takes."""
+"""Seconds to wait for another owner; chosen, not measured. Where a cold start is shorter (180 s in
+docs/benchmarks.md), a lower --wait keeps a pod from waiting longer than that."""
 DEFAULT_ENGINE_TIMEOUT: Final = 1800.0
 """Seconds the engine run may take until it answers."""
 

@@ -228,7 +228,7 @@ def _reserve(volume: Volume, missing: Sequence[SourceFile]) -> None:
         raise VolumeError(
             f"got {free} bytes free on the volume, expected {need}: {need - free} too few",
             reason="no-space",
-            hint="free space on it, give it more, or run `warmer gc`",
+            hint="free space on it, or give it more",
         )
 
 
