@@ -66,6 +66,12 @@ class SourceError(WarmerError):
     exit_code = 4
 
 
+class LockError(WarmerError):
+    """The service that keeps the lock failed: denied, not found, unreachable, not able to."""
+
+    exit_code = 4
+
+
 class IntegrityError(WarmerError):
     """Bytes are not what the source or the seal says they are."""
 

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from warmer import argv, families, freedoms
 from warmer.model import Difference, Key, Nearest
+from warmer.selection import ENGINE, Selection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from warmer.model import Accelerator, Kind, ModelRef, Stack
-
-SELECTION: Final = "all/1"
-"""Which of a repository's files make up the weights piece, and the rule's version."""
 
 _ARCHITECTURES: Final = ("FLASHINFER_CUDA_ARCH_LIST", "TORCH_CUDA_ARCH_LIST")
 """Variables that decide for which architectures a JIT builds."""
@@ -30,15 +28,15 @@ _PARALLEL: Final = {
 }
 
 
-def weights_key(model: ModelRef) -> Key:
-    """Key of a model's files at one resolved revision."""
+def weights_key(model: ModelRef, selection: Selection = ENGINE) -> Key:
+    """Key of the files of a model that an engine loads, at one resolved revision."""
     return Key(
         "weights",
         {
             "source": model.scheme,
             "name": model.name,
             "revision": model.revision,
-            "selection": SELECTION,
+            "selection": selection.factor,
         },
     )
 

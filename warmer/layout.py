@@ -9,9 +9,10 @@ The volume, shared by many pods and written by warmer alone::
             tree.tar.zst, manifest.json     kernels: one archive, and what is inside it
             seal.json                       written last: every file's size and sha256
         staging/<kind>-<key>-<nonce>/       a generation being filled; becomes one by rename
-        locks/<kind>-<key>.lock             held while that key is being filled; never deleted
+        locks/<kind>-<key>.lock             held while that key is being filled; replaced at a takeover
         refs/<slug>.json                    what a moving revision resolved to, when the hub was asked
         quarantine/                         generations found corrupt, moved aside
+        doctor/<nonce>/                     what `warmer doctor` tries things in; removed when it ends
 
 The warm dir, local to a pod, mounted at the same absolute path in warmer and in the server::
 
@@ -70,6 +71,11 @@ class Volume:
     def quarantine(self) -> str:
         """Generations found corrupt."""
         return os.path.join(self.top, "quarantine")
+
+    @property
+    def doctor(self) -> str:
+        """The private directories of running doctors."""
+        return os.path.join(self.top, "doctor")
 
     def kind(self, kind: str) -> str:
         """All keys of one kind."""

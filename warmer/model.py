@@ -68,13 +68,14 @@ class ModelRef:
     """A model at one place and, once resolved, at one revision.
 
     Attributes:
-        scheme: ``hf`` or ``file``.
-        name: ``org/name`` for ``hf``; an absolute directory for ``file``.
+        scheme: ``hf``, ``s3`` or ``file``.
+        name: ``org/name`` for ``hf``; ``bucket/prefix`` for ``s3``; an absolute directory for
+            ``file``.
         revision: as asked for: a commit, a branch or a tag; ``main`` when not given. For
-            ``file`` it is the digest of the directory's listing.
+            ``s3`` and ``file`` it is the digest of the listing, once resolved.
     """
 
-    scheme: Literal["hf", "file"]
+    scheme: Literal["hf", "s3", "file"]
     name: str
     revision: str
 
@@ -92,7 +93,8 @@ class ModelRef:
     def __str__(self) -> str:
         if self.scheme == "file":
             return f"file://{self.name}"
-        return f"hf://{self.name}@{self.revision}"
+        at = f"@{self.revision}" if self.revision else ""
+        return f"{self.scheme}://{self.name}{at}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +242,8 @@ class Step:
         seconds: predicted, where there is anything to predict from.
         basis: what the prediction rests on.
         nearest: the closest key held, for a miss.
+        left_out: files of the source that are not wanted, with the reason.
+        saved: bytes of those files.
     """
 
     kind: Kind
@@ -251,6 +255,8 @@ class Step:
     seconds: float | None = None
     basis: str = ""
     nearest: Nearest | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    saved: int = 0
 
 
 @dataclass(frozen=True, slots=True)

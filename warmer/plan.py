@@ -6,15 +6,18 @@ done when nothing is left.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Final
 
-from warmer.model import KERNEL_KINDS, Held, Inventory, Key, Kind, Plan, Step, Wanted
+from warmer.model import KERNEL_KINDS, Held, Inventory, Key, Kind, OnMiss, Plan, Step, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ASSUMED_RATE: Final = 200e6
 """Bytes per second taken for a download where the volume has no record of one."""
+UNPREDICTED: Final = 600.0
+"""Seconds to wait for a step of which nothing is known; chosen, not measured."""
 
 
 def plan(
@@ -23,6 +26,8 @@ def plan(
     *,
     sizes: Mapping[Kind, int] | None = None,
     build: bool = True,
+    left_out: Mapping[str, str] | None = None,
+    saved: int = 0,
 ) -> Plan:
     """Decide what to do.
 
@@ -31,6 +36,8 @@ def plan(
         held: what is there.
         sizes: bytes still to move for kinds that are not sealed, where the source told.
         build: whether kernels may be built here (``--compile=run``).
+        left_out: files of the source that are not wanted, with the reason.
+        saved: bytes of those files.
     """
     steps: list[Step] = []
     without = dict(wanted.without)
@@ -42,8 +49,33 @@ def plan(
         elif kind in KERNEL_KINDS and not build:
             without[kind] = f"{have.verdict}: {have.reason}; --compile=never builds none"
         else:
-            steps.append(_fill(key, have, held, (sizes or {}).get(kind)))
+            step = _fill(key, have, held, (sizes or {}).get(kind))
+            if kind == "weights":
+                step = dataclasses.replace(step, left_out=left_out or {}, saved=saved)
+            steps.append(step)
     return Plan(tuple(steps), without)
+
+
+def patience(step: Step, policy: OnMiss, *, chosen: float | None, lease: float) -> float:
+    """Seconds to wait for another owner to do a step.
+
+    No longer than doing it oneself is predicted to take, where the pod can start without: that
+    is what a cold start would cost. A pod that cannot start without gains nothing by giving up
+    early, and a dead owner must have time to be found dead.
+
+    Args:
+        step: what the other owner does.
+        policy: what it means for the pod not to have it.
+        chosen: ``--wait``, which settles it.
+        lease: seconds after which a dead owner is succeeded.
+    """
+    if chosen is not None:
+        return chosen
+    if step.seconds is None:
+        return UNPREDICTED
+    if policy == "fail":
+        return max(UNPREDICTED, 2 * step.seconds)
+    return max(step.seconds, 2 * lease)
 
 
 def _restore(key: Key, have: Held) -> Step:

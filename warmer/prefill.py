@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from warmer.errors import BusyError, IntegrityError, NotWarmError, SourceError, WarmerError
-from warmer.fill import claim, kernels, progress, publish, restore, weights
+from warmer import stages
+from warmer.errors import BusyError, IntegrityError, NotWarmError, VolumeError, WarmerError
+from warmer.fill import publish, restore, stagings
+from warmer.fill.claim import Claims
 from warmer.fill.locks import file as file_lock
+from warmer.fill.locks.record import Owner
 from warmer.fill.locks.registry import open_lock
 from warmer.handoff import write
 from warmer.handoff.assemble import hand_off
 from warmer.layout import WarmDir
 from warmer.model import KERNEL_KINDS, Kind, Plan
-from warmer.observe import inventory
 from warmer.situation import Situation, again, look
 
 if TYPE_CHECKING:
@@ -41,12 +43,18 @@ class Outcome:
     Attributes:
         seconds: stage → seconds it took; only stages that ran.
         bytes: kind → bytes filled.
+        taken_over: bytes of weights that were on the machine already.
+        retries: reason → times the source was asked again.
+        throttled_s: seconds in which it was asked nothing, because it said so.
         without: kinds the server starts without, with the reason.
         left: the second plan; empty unless something is wrong.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: dict[Kind, int] = field(default_factory=dict)
+    taken_over: int = 0
+    retries: dict[str, int] = field(default_factory=dict)
+    throttled_s: float = 0.0
     without: dict[Kind, str] = field(default_factory=dict)
     left: Plan | None = None
 
@@ -70,8 +78,8 @@ def prefill(settings: Settings) -> Outcome:
     """
     outcome = Outcome()
     warm = WarmDir(settings.warm_dir)
-    grant = file_lock.acquire(warm.lock, me=settings.me, place="the warm dir")
-    if grant is None:
+    grant = file_lock.acquire(warm.lock, me=Owner(name=settings.me), place="the warm dir")
+    if isinstance(grant, Owner):
         raise BusyError(
             f"got another warmer at work in {settings.warm_dir}, expected to be the only one",
             reason="warm-dir-busy",
@@ -87,9 +95,14 @@ def prefill(settings: Settings) -> Outcome:
             )
             _without(situation, outcome, kind, missing)
         if not situation.plan.empty:
-            write.announce(warm, situation.volume, situation.wanted.keys)
-            situation = _fill_weights(situation, outcome)
-            situation = _fill_kernels(situation, outcome)
+            on_volume = settings.lock.mechanism == "file"
+            write.announce(warm, situation.volume, situation.wanted.keys, on_volume=on_volume)
+            volume = situation.volume
+            claims = Claims(lambda: open_lock(settings.lock, volume=volume, me=settings.me))
+            situation = _fill_weights(situation, outcome, claims)
+            situation = _fill_kernels(situation, outcome, claims)
+        outcome.retries = dict(situation.source.patience.retries)
+        outcome.throttled_s = round(situation.source.patience.throttled_s, 3)
         left = tuple(s for s in situation.plan.steps if s.kind not in outcome.without)
         outcome.left = Plan(left)
         with outcome.timed("handoff"):
@@ -108,67 +121,41 @@ def _clear(s: Situation, outcome: Outcome) -> None:
             restore.forget(s.warm, kind)
 
 
-def _fill_weights(situation: Situation, outcome: Outcome) -> Situation:
+def _fill_weights(situation: Situation, outcome: Outcome, claims: Claims) -> Situation:
     s = situation
     step = next((step for step in s.plan.steps if step.kind == "weights"), None)
     if step is None:
         return s
-
-    def filled() -> bool:
-        seen = inventory.observe(s.volume, s.warm, {"weights": step.key}, neighbours=False)
-        return seen.held["weights"].verdict == "sealed"
-
     try:
-        lock = open_lock(s.settings.lock, volume=s.volume, me=s.settings.me)
-        with (
-            outcome.timed("weights"),
-            claim.claim(lock, step.key, wait=s.settings.wait, filled=filled) as grant,
-        ):
-            if not s.wanted.model.pinned:
-                raise SourceError(
-                    f"got no answer what {s.wanted.model} means, expected a commit",
-                    reason="unresolved",
-                    hint="the server resolves and fetches it itself",
-                )
-            if grant is not None:
-                _log.info("filling", kind="weights", model=str(s.wanted.model), reason=step.reason)
-                seen = inventory.observe(s.volume, s.warm, {"weights": step.key}, neighbours=False)
-                weights.fill(
-                    s.volume,
-                    step.key,
-                    model=s.wanted.model,
-                    source=s.source,
-                    held=seen.held["weights"],
-                    grant=grant,
-                    progress=progress.Transfer("weights"),
-                )
-                outcome.bytes["weights"] = step.size or 0
-    except publish.LostRaceError as exc:
-        _log.warning("another owner was faster, taking its weights", failure=exc.message)
+        with outcome.timed("weights"):
+            if (done := stages.fill_weights(s, step, claims)) is not None:
+                outcome.bytes["weights"] = done.fetched
+                outcome.taken_over = done.taken_over
     except WarmerError as exc:
-        _without(s, outcome, "weights", exc)
-        outcome.without |= dict.fromkeys(KERNEL_KINDS, "the weights they belong to are missing")
-        return s
-    s = again(s)
-    if s.held.held["weights"].verdict != "sealed":
-        missing = NotWarmError(
+        failure = exc
+    else:
+        s = again(s)
+        if s.held.held["weights"].verdict == "sealed":
+            return s
+        failure = NotWarmError(
             "got the weights published and gone again, expected them sealed",
             reason="not-warm",
             hint="something else removes what is published; run again when it is done",
         )
-        _without(s, outcome, "weights", missing)
+    _without(s, outcome, "weights", failure)
+    outcome.without |= dict.fromkeys(KERNEL_KINDS, "the weights they belong to are missing")
     return s
 
 
-def _fill_kernels(situation: Situation, outcome: Outcome) -> Situation:
-    """Build and restore kernels; a lost race or a corrupt archive is looked at once more."""
+def _fill_kernels(situation: Situation, outcome: Outcome, claims: Claims) -> Situation:
+    """Build and restore kernels; what a race or a corrupt archive spoiled is looked at again."""
     s = situation
     for _ in range(_ATTEMPTS):
         steps = [step for step in s.plan.steps if step.kind in KERNEL_KINDS]
         if not steps or steps[0].kind in outcome.without:
             return s
         try:
-            s = _build_and_restore(s, outcome)
+            s = _build_and_restore(s, outcome, claims)
         except publish.LostRaceError as exc:
             failure: WarmerError = exc
             _log.warning("another owner was faster, looking again", failure=exc.message)
@@ -176,9 +163,14 @@ def _fill_kernels(situation: Situation, outcome: Outcome) -> Situation:
             failure = exc
             _log.warning("a sealed piece is corrupt, moving it aside", failure=exc.message)
             try:
-                _quarantine(s)
+                stages.set_aside(s, claims)
             except WarmerError as also:
                 return _cold(s, outcome, also)
+        except VolumeError as exc:
+            if exc.reason not in stagings.VANISHED:
+                return _cold(s, outcome, exc)
+            failure = exc
+            _log.warning("another owner moved what was used, looking again", failure=exc.message)
         except WarmerError as exc:
             return _cold(s, outcome, exc)
         else:
@@ -190,12 +182,12 @@ def _fill_kernels(situation: Situation, outcome: Outcome) -> Situation:
     return _cold(s, outcome, failure)
 
 
-def _build_and_restore(situation: Situation, outcome: Outcome) -> Situation:
+def _build_and_restore(situation: Situation, outcome: Outcome, claims: Claims) -> Situation:
     s = situation
     write.link_model(s.how.model_path, s.model_files)
     if any(step.action == "build" for step in s.plan.steps):
         with outcome.timed("kernels"):
-            _build(s)
+            stages.build_kernels(s, claims)
         s = again(s)
     with outcome.timed("restore"):
         for step in s.plan.steps:
@@ -204,55 +196,6 @@ def _build_and_restore(situation: Situation, outcome: Outcome) -> Situation:
                 restore.restore(s.volume, s.warm, step.key, held.generation)
                 outcome.bytes[step.kind] = held.size
     return s
-
-
-def _build(s: Situation) -> None:
-    keys = {kind: key for kind, key in s.wanted.keys.items() if kind in KERNEL_KINDS}
-
-    def filled() -> bool:
-        seen = inventory.observe(s.volume, s.warm, keys, neighbours=False)
-        return all(held.verdict == "sealed" for held in seen.held.values())
-
-    if s.host.stack is None:
-        return
-    if s.host.stack.shim:
-        write.write_shim(s.warm, s.host.stack.shim)
-    lock = open_lock(s.settings.lock, volume=s.volume, me=s.settings.me)
-    with claim.claim(lock, keys["compile"], wait=s.settings.wait, filled=filled) as grant:
-        if grant is None:
-            return
-        _log.info("filling", kind="kernels", key=keys["compile"].short)
-        builder = kernels.Builder(
-            command=s.host.stack.command,
-            model_path=s.how.model_path,
-            serve_argv=s.how.argv,
-            environment=s.how.build_env,
-            timeout=s.settings.engine_timeout,
-        )
-        kernels.build(
-            s.volume,
-            s.warm,
-            keys,
-            inventory.observe(s.volume, s.warm, keys, neighbours=False).held,
-            builder=builder,
-            lock=lock,
-            grant=grant,
-            wait=s.settings.wait,
-            tick=progress.Engine(),
-        )
-
-
-def _quarantine(s: Situation) -> None:
-    """Move aside every sealed kernel generation whose bytes are not what its seal says."""
-    lock = open_lock(s.settings.lock, volume=s.volume, me=s.settings.me)
-    for kind, key in s.wanted.keys.items():
-        held = s.held.held[kind]
-        if kind not in KERNEL_KINDS or held.verdict != "sealed":
-            continue
-        with claim.claim(lock, key, wait=s.settings.wait, filled=lambda: False):
-            if not restore.intact(s.volume, key, held.generation):
-                place = publish.quarantine(s.volume, key, held.generation)
-                _log.warning("quarantined", kind=kind, key=key.short, place=place)
 
 
 def _cold(s: Situation, outcome: Outcome, exc: WarmerError) -> Situation:

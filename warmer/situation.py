@@ -12,9 +12,9 @@ import structlog
 
 from warmer import argv, wanted
 from warmer.errors import SourceError, UsageError
-from warmer.fill import revision, weights
+from warmer.fill import adopt, revision, weights
 from warmer.fill.sources.registry import open_source
-from warmer.fill.sources.retry import Retrying
+from warmer.fill.sources.retry import Patience, Retrying
 from warmer.layout import FILES, Volume, WarmDir
 from warmer.model import Host, Inventory, Kind, Plan, Wanted
 from warmer.observe import host as observe_host
@@ -22,7 +22,6 @@ from warmer.observe import inventory
 from warmer.plan import plan
 
 if TYPE_CHECKING:
-    from warmer.fill.sources import Source
     from warmer.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -44,17 +43,25 @@ class Situation:
         wanted: the pieces and their keys.
         held: what is there of them.
         plan: what to do.
+        listing: the model's files, where the source was asked for them.
     """
 
     settings: Settings
     volume: Volume
     warm: WarmDir
     host: Host
-    source: Source
+    source: Retrying
     how: wanted.Start
     wanted: Wanted
     held: Inventory
     plan: Plan
+    listing: weights.Listing | None = None
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where files of the model may lie about already."""
+        s = self.settings
+        return adopt.places(s.adopt, self.volume.root, s.environment)
 
     @property
     def model_files(self) -> str:
@@ -76,15 +83,19 @@ def look(settings: Settings) -> Situation:
     inventory.require(volume)
     host = observe_host.observe(vllm=settings.vllm, image=settings.image)
     source = open_source(settings.model, environment=settings.environment)
+    patience = Patience()
     model = settings.model
     try:
-        model = revision.resolve(model, source, volume, retry=settings.retry)
+        model = revision.resolve(model, source, volume, retry=settings.retry, patience=patience)
     except SourceError as exc:
         _tolerate(exc, settings)
-    digests, configured = _configs(settings)
+    digests, configured, load_format = _configs(settings)
+    if load_format and "--load-format" not in settings.flags:
+        chosen = dataclasses.replace(settings.selection, load_format=load_format)
+        settings = dataclasses.replace(settings, selection=chosen)
     how = wanted.start(settings, host, model, warm, configured=configured)
     want = wanted.want(settings, host, model, how, digests)
-    patient = Retrying(source, budget=settings.retry)
+    patient = Retrying(source, budget=settings.retry, patience=patience)
     return again(
         Situation(settings, volume, warm, host, patient, how, want, Inventory({}), Plan(()))
     )
@@ -100,15 +111,30 @@ def again(situation: Situation) -> Situation:
     s = situation
     held = inventory.observe(s.volume, s.warm, s.wanted.keys)
     sizes: dict[Kind, int] = {}
+    found = s.listing
     if held.held["weights"].verdict != "sealed":
         key = s.wanted.keys["weights"]
         try:
-            files = s.source.files(s.wanted.model)
-            sizes["weights"] = weights.missing_bytes(s.volume, key, files, held.held["weights"])
+            found = found or weights.listing(s.source, s.wanted.model, s.settings.selection)
+            sizes["weights"] = weights.missing_bytes(
+                s.volume,
+                key,
+                found.files,
+                held.held["weights"],
+                model=s.wanted.model,
+                places=s.places,
+            )
         except SourceError as exc:
             _tolerate(exc, s.settings)
-    steps = plan(s.wanted, held, sizes=sizes, build=s.settings.compile == "run")
-    return dataclasses.replace(s, held=held, plan=steps)
+    steps = plan(
+        s.wanted,
+        held,
+        sizes=sizes,
+        build=s.settings.compile == "run",
+        left_out=found.left_out if found else {},
+        saved=found.saved if found else 0,
+    )
+    return dataclasses.replace(s, held=held, plan=steps, listing=found)
 
 
 def _tolerate(exc: SourceError, settings: Settings) -> None:
@@ -118,17 +144,19 @@ def _tolerate(exc: SourceError, settings: Settings) -> None:
     _log.warning("the source does not answer", failure=exc.message)
 
 
-def _configs(settings: Settings) -> tuple[dict[str, str], frozenset[str]]:
+def _configs(settings: Settings) -> tuple[dict[str, str], frozenset[str], str]:
     """Read the YAML files that are part of the serve arguments.
 
     Returns:
-        Path → sha256 of the content, which is in the key; and the flags they set, as ``--name``.
+        Path → sha256 of the content, which is in the key; the flags they set, as ``--name``; and
+        the load format, which decides what is fetched.
 
     Raises:
         UsageError: one is missing here, is no YAML object, or sets what warmer must know.
     """
     digests: dict[str, str] = {}
     flags: set[str] = set()
+    load_format = ""
     for path in argv.config_files(settings.flags):
         import yaml  # noqa: PLC0415 - only with --config
 
@@ -136,19 +164,21 @@ def _configs(settings: Settings) -> tuple[dict[str, str], frozenset[str]]:
         try:
             with open(path, "rb") as f:
                 data = f.read()
-            keys = [str(key).replace("_", "-") for key in yaml.safe_load(data) or {}]
+            values = dict(yaml.safe_load(data) or {})
         except OSError as exc:
             raise UsageError(
                 f"got {where}, expected a file here too ({exc.strerror})",
                 reason="no-config-file",
                 hint="mount it at the same path in warmer's container",
             ) from exc
-        except (yaml.YAMLError, TypeError) as exc:
+        except (yaml.YAMLError, TypeError, ValueError) as exc:
             raise UsageError(
                 f"got {where}, expected YAML with vLLM's flags as keys",
                 reason="bad-config",
                 hint="check it with `vllm serve --config`",
             ) from exc
+        keys = {str(key).replace("_", "-"): value for key, value in values.items()}
+        load_format = str(keys.get("load-format") or load_format)
         for key in keys:
             if key in _NOT_IN_A_FILE or key.startswith("ssl-"):
                 raise UsageError(
@@ -158,4 +188,4 @@ def _configs(settings: Settings) -> tuple[dict[str, str], frozenset[str]]:
                 )
         digests[path] = hashlib.sha256(data).hexdigest()
         flags |= {f"--{key}" for key in keys}
-    return digests, frozenset(flags)
+    return digests, frozenset(flags), load_format

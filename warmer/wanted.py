@@ -90,7 +90,7 @@ def want(
     config_digests: Mapping[str, str],
 ) -> Wanted:
     """Name every piece this pod needs, with its key."""
-    weights = keys.weights_key(model)
+    weights = keys.weights_key(model, settings.selection)
     wanted: dict[Kind, Key] = {"weights": weights}
     if host.stack is None or host.accelerator is None:
         reason = host.missing or "no accelerator was found"

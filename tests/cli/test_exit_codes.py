@@ -67,7 +67,7 @@ def test_help_is_0_for_every_verb():
         ("--wait soon", "usage"),
         ("--wait -1", "usage"),
         ("--compile maybe", "usage"),
-        ("--model s3://bucket/model", "bad-model"),
+        ("--model s3://bucket", "bad-model"),
         ("--model org/name/more", "bad-model"),
         ("--model hf://org/../name", "bad-model"),
         ("--model org/name@", "bad-model"),

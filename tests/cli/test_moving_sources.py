@@ -29,17 +29,27 @@ def overwrite(path):
 @pytest.mark.parametrize("when", ["before its copy", "after its copy"])
 def test_a_directory_that_is_overwritten_during_the_copy_is_refused(place, monkeypatch, when):
     top = place.model.removeprefix("file://")
-    copy = Directory.fetch
+    open_range = Directory.open
     copied = []
 
-    def fetch(self, model, file, target, progress):
-        copy(self, model, file, target, progress)
-        copied.append(file.path)
-        if len(copied) == 1:
-            others = sorted(set(os.listdir(top)) - {file.path})
-            overwrite(f"{top}/{others[-1] if when == 'before its copy' else file.path}")
+    def opened(self, model, file, start, end):
+        reader = open_range(self, model, file, start, end)
+        close = reader.close
 
-    monkeypatch.setattr(Directory, "fetch", fetch)
+        def closed():
+            close()
+            copied.append(file.path)
+            if len(copied) == 1:
+                others = sorted(set(os.listdir(top)) - {file.path}, key=largest)
+                overwrite(f"{top}/{others[0] if when == 'before its copy' else file.path}")
+
+        reader.close = closed
+        return reader
+
+    def largest(name):
+        return -os.stat(f"{top}/{name}").st_size
+
+    monkeypatch.setattr(Directory, "open", opened)
     monkeypatch.setattr(weights, "_CONNECTIONS", 1)
     chosen = settings.Settings(
         volume=place.volume,
@@ -54,7 +64,7 @@ def test_a_directory_that_is_overwritten_during_the_copy_is_refused(place, monke
     runs.nothing_lost(place, {})
     assert not os.path.exists(f"{place.warm}/handoff/handoff.json")
 
-    monkeypatch.setattr(Directory, "fetch", copy)
+    monkeypatch.setattr(Directory, "open", open_range)
     assert prefill.prefill(chosen).left.empty, "once it stays still, it is copied"
 
 

@@ -14,7 +14,7 @@ import runs
 import volumes
 
 from warmer import argv, check, prefill, settings
-from warmer.fill import restore
+from warmer.fill import restore, stagings
 from warmer.fill.sources.directory import Directory
 from warmer.layout import Volume
 
@@ -73,16 +73,18 @@ def test_a_generation_published_during_the_restore_is_handed_off_as_it_is_restor
 class NoLock:
     """A lock that holds nobody back, as on a volume without locks."""
 
+    poll = 0.5
+
     def try_acquire(self, _key):
         return volumes.Granted()
 
-    def owner(self, _key):
-        return None
+    def leave(self, _key):
+        pass
 
 
 def test_losers_of_a_race_for_weights_take_the_winners(place, tmp_path, monkeypatch):
     top = place.model.removeprefix("file://")
-    copy = Directory.fetch
+    open_range = Directory.open
     volume = Volume(place.volume)
     keys, winner = [], []
 
@@ -92,35 +94,45 @@ def test_losers_of_a_race_for_weights_take_the_winners(place, tmp_path, monkeypa
         volumes.commit(volume, *winner[0])
 
     both = threading.Barrier(2, action=publish_by_hand)
+    # Who comes later takes what is staged already for abandoned, and removes it.
+    at_once = threading.Barrier(2)
+    begin = stagings.begin
 
-    def fetch(self, model, file, target, progress):
-        copy(self, model, file, target, progress)
+    def begun(volume, key):
+        if threading.current_thread().name.startswith("pod"):
+            at_once.wait(60)
+        return begin(volume, key)
+
+    def opened(self, model, file, start, end):
         if file.path == "config.json":
-            both.wait(20)
+            both.wait(60)
+        return open_range(self, model, file, start, end)
 
     announce = prefill.write.announce
 
-    def seen(warm, volume, wanted):
+    def seen(warm, volume, wanted, **more):
         keys.append(wanted["weights"])
-        announce(warm, volume, wanted)
+        announce(warm, volume, wanted, **more)
 
-    monkeypatch.setattr(Directory, "fetch", fetch)
+    monkeypatch.setattr(Directory, "open", opened)
+    monkeypatch.setattr(stagings, "begin", begun)
     monkeypatch.setattr(prefill, "open_lock", lambda *_, **__: NoLock())
     monkeypatch.setattr(prefill.write, "announce", seen)
     pods = [place.but(warm=f"{tmp_path}/{name}") for name in ("one", "other")]
     done = {}
     threads = [
         threading.Thread(
+            name=f"pod {pod.warm}",
             target=lambda pod=pod: done.update(
                 {pod.warm: prefill.prefill(chosen(pod, compile="never"))}
-            )
+            ),
         )
         for pod in pods
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert done.keys() == {pod.warm for pod in pods}, "both ended well"
     assert len(winner) == 1
     (generation,) = place.generations("weights")

@@ -1,6 +1,8 @@
 """Many pods at once: each byte is fetched once, the engine runs once, all start warm."""
 
 import os
+import secrets
+import signal
 import sys
 from collections import Counter
 
@@ -8,6 +10,8 @@ import pytest
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 import runs
+import s3
+from leases import LeaseServer
 
 PODS = 6
 # Each process sees a directory of its own at the one path that kernels are bound to.
@@ -20,6 +24,22 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="bind mounts are root'
 def place(tmp_path):
     with runs.place(tmp_path) as place:
         yield place
+
+
+@pytest.fixture(params=["file", "k8s", "s3"])
+def lock(request, tmp_path):
+    """Yield what names a lock on the command line, and the environment it needs."""
+    if request.param == "file":
+        yield "file?lease=3", {}
+    elif request.param == "k8s":
+        with LeaseServer() as server:
+            config = server.kubeconfig(tmp_path / "kubeconfig")
+            yield "k8s://warm/models?lease=3", {"KUBECONFIG": str(config)}
+    else:
+        server = s3.seaweed()
+        bucket = f"locks-{secrets.token_hex(4)}"
+        server.bucket(bucket)
+        yield f"s3://{bucket}/models?lease=3", server.environment()
 
 
 def pods(place):
@@ -40,12 +60,14 @@ def handed_off(own):
     return found
 
 
-def test_six_pods_fetch_and_build_once_and_hand_off_the_same(place):
+def test_six_pods_fetch_and_build_once_and_hand_off_the_same(place, lock):
+    url, env = lock
     place.hub.fault(r"\.safetensors$", rate=2_000_000)  # slow enough that all six meet
     every = list(pods(place))
-    env = {"FAKE_ENGINE": "slow=0.5"}
-    started = [place.start("prefill", "--json", prefix=prefix, env=env) for _, prefix in every]
-    results = [runs.finish(process, timeout=60) for process in started]
+    env = env | {"FAKE_ENGINE": "slow=0.5"}
+    how = ("prefill", "--json", "--lock", url)
+    started = [place.start(*how, prefix=prefix, env=env) for _, prefix in every]
+    results = [runs.finish(process, timeout=180) for process in started]
     assert [result.code for result in results] == [0] * PODS, results
     assert all(result.json["warm"] for result in results)
 
@@ -66,21 +88,47 @@ def test_six_pods_fetch_and_build_once_and_hand_off_the_same(place):
     assert all(line["owner"] for line in waits)
 
 
-def test_the_death_of_the_owner_makes_one_of_the_waiting_the_next(place):
+def test_the_death_of_the_owner_makes_one_of_the_waiting_the_next(place, lock):
+    url, env = lock
     slow = place.hub.fault(r"\.safetensors$", rate=20_000)
     every = list(pods(place))
-    owner = place.start("prefill", prefix=every[0][1])
-    runs.eventually(lambda: set(runs.SHARDS) <= set(place.fetched()))
-    waiting = [place.start("prefill", "--json", prefix=prefix) for _, prefix in every[1:]]
+    owner = place.start("prefill", "--lock", url, prefix=every[0][1], env=env)
+    runs.eventually(lambda: set(runs.SHARDS) <= set(place.fetched()), 60)
+    how = ("prefill", "--json", "--lock", url)
+    waiting = [place.start(*how, prefix=prefix, env=env) for _, prefix in every[1:]]
     for own, _ in every[1:]:
-        runs.eventually(lambda own=own: os.path.exists(f"{own}/handoff/plan.json"))
+        runs.eventually(lambda own=own: os.path.exists(f"{own}/handoff/plan.json"), 60)
     slow.times = 0
     runs.kill(owner)
-    results = [runs.finish(process, timeout=60) for process in waiting]
+    results = [runs.finish(process, timeout=180) for process in waiting]
     assert [(result.code, result.json["warm"]) for result in results] == [(0, True)] * (PODS - 1)
     assert max(Counter(place.fetched()).values()) <= 2, "once by the dead, once by the next"
     assert len(place.engine.starts) == 1
     assert (place.staged(), place.held()) == ([], [])
+
+
+def test_two_pods_fill_two_models_of_one_volume_at_the_same_time(place, lock):
+    """A lock is a piece's, not the volume's."""
+    url, env = lock
+    slow = place.hub.fault(r"\.safetensors$", rate=20_000)
+    (_, prefix), (_, other_prefix), *_ = pods(place)
+    one = place.start("prefill", "--lock", url, prefix=prefix, env=env)
+    other = place.but(model=place.pinned(runs.OTHER))
+    another = other.start("prefill", "--lock", url, prefix=other_prefix, env=env)
+    runs.eventually(lambda: all(Counter(place.fetched())[shard] == 2 for shard in runs.SHARDS), 60)
+    assert len(place.staged()) == 2
+    assert place.generations("weights") == [], "neither is done, and both are at it"
+    slow.times, slow.rate = 0, 1e9  # what is under way too
+    results = [runs.finish(process, timeout=180) for process in (one, another)]
+    assert [result.code for result in results] == [0, 0], results
+    assert len(place.generations("weights")) == 2
+    assert set(Counter(place.fetched()).values()) == {2}, "each file of each model once"
+    assert "waiting" not in {
+        line["event"]
+        for result in results
+        for line in result.logged
+        if line.get("kind") == "weights"
+    }
 
 
 def test_a_stampede_onto_a_sealed_volume_restores_without_a_word_to_the_hub(place):
@@ -88,7 +136,28 @@ def test_a_stampede_onto_a_sealed_volume_restores_without_a_word_to_the_hub(plac
     place.hub.close()
     every = list(pods(place))
     started = [place.start("prefill", "--json", prefix=prefix) for _, prefix in every]
-    results = [runs.finish(process, timeout=60) for process in started]
+    results = [runs.finish(process, timeout=180) for process in started]
     assert [(result.code, result.json["warm"]) for result in results] == [(0, True)] * PODS
     assert len(place.engine.starts) == 1
     assert all(handed_off(own) == handed_off(place.warm) for own, _ in every)
+
+
+def test_an_owner_that_was_stopped_past_its_lease_publishes_nothing_when_it_wakes(place, lock):
+    url, env = lock
+    slow = place.hub.fault(r"\.safetensors$", rate=20_000)
+    (_, prefix), (_, next_prefix), *_ = pods(place)
+    owner = place.start("prefill", "--json", "--lock", url, prefix=prefix, env=env)
+    runs.eventually(lambda: set(runs.SHARDS) <= set(place.fetched()), 60)
+    owner.send_signal(signal.SIGSTOP)
+    slow.times = 0
+    following = place.start("prefill", "--json", "--lock", url, prefix=next_prefix, env=env)
+    result = runs.finish(following, timeout=180)
+    assert (result.code, result.json["warm"]) == (0, True), result
+    (generation,) = place.generations("weights")
+    before = runs.published(place.volume)
+    owner.send_signal(signal.SIGCONT)
+    woken = runs.finish(owner, timeout=180)
+    assert (woken.code, woken.json["error"]["reason"]) == (3, "lost-lock"), woken
+    assert runs.published(place.volume) == before, "nothing changes"
+    assert place.generations("weights") == [generation]
+    assert place.staged() == [], "its staging is gone"

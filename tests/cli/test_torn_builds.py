@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -18,6 +19,21 @@ SHARED = ("flashinfer", "jit")
 IMPATIENT = (
     "from warmer.fill import process; process._STOP_GRACE = 1.0; from warmer import cli; cli.main()"
 )
+
+# What answers to everything as a healthy engine does.
+STRANGER = """
+import http.server
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"data": [{"id": "m"}]}')
+    do_POST = do_GET
+    def log_message(self, *_): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Healthy)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
 
 
 @pytest.fixture
@@ -75,6 +91,22 @@ def test_an_engine_that_does_not_end_well_publishes_nothing(place, mode, reason)
     for kind in KERNELS:
         (generation,) = place.generations(kind)
         assert not [path for path in manifest(generation) if "half" in path]
+
+
+def test_another_engine_that_answers_on_our_port_is_not_taken_for_ours(place):
+    """As where pods share the node's network: ours cannot listen, and is far from done."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STRANGER], stdout=subprocess.PIPE, text=True
+    ) as stranger:
+        port = stranger.stdout.readline().strip()
+        words = place.command("prefill", "--json", "--on-miss", "kernels=fail")[len(runs.WARMER) :]
+        env = place.env({"PATH": f"{place.engine.bin}:{os.defpath}", "FAKE_ENGINE": "slow=1"})
+        code = f"from warmer.fill import engine; engine._free_port = lambda: {port}; {IMPATIENT}"
+        result = runs.finish(runs.spawn([sys.executable, "-c", code, *words], env))
+        stranger.kill()
+    runs.failed(result, 7, "engine-exited", compared=False)
+    assert "Address already in use" in result.json["error"]["message"]
+    assert [place.generations(kind) for kind in KERNELS] == [[], [], []]
 
 
 def test_a_crashed_build_of_another_model_spoils_no_shared_kernel(place):

@@ -1,13 +1,14 @@
 """The demo: an empty volume, one cold start, and the proof that the next start did not repeat it.
 
-Everything is real but the size of the model: a Hugging Face-compatible endpoint on loopback, the
-vLLM found here (an NVIDIA GPU's, or the CPU build), its compiler, its server. Exit status 1 says
+Everything is real but the size of the model: a Hugging Face-compatible endpoint on loopback, or
+SeaweedFS as an S3 service, the vLLM found here (an NVIDIA GPU's, or the CPU build), its compiler, its server. Exit status 1 says
 that the warm start did not hit.
 
-    python tests/demo/demo.py [--work DIR] [--model URI] [--json] [-- VLLM SERVE ARGS]
+    python tests/demo/demo.py [--work DIR] [--source hf|s3] [--model URI] [--json] [-- VLLM SERVE ARGS]
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -18,7 +19,9 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "support"))
 
+from buckets import Bucket
 from hub import Hub
+from s3 import Seaweed
 from server import Server
 from tinymodel import make_tiny_llama
 
@@ -34,12 +37,12 @@ FACTOR = 3.0
 
 
 class Demo:
-    def __init__(self, work, hub, model, serve_args):
+    def __init__(self, work, model, env, serve_args):
         self.model, self.serve_args = model, serve_args
         self.volume = os.path.join(work, "volume")
         self.warm_dir = os.path.join(work, "warm")
         os.makedirs(self.volume)
-        self.env = dict(os.environ, HF_ENDPOINT=hub.url, VLLM_CPU_KVCACHE_SPACE="1")
+        self.env = dict(os.environ, VLLM_CPU_KVCACHE_SPACE="1", **env)
         self.env["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
         self.env.pop("HF_HUB_OFFLINE", None)
 
@@ -97,10 +100,47 @@ def judge(cold, warm, before, after):
     return against, ratio
 
 
+@contextlib.contextmanager
+def from_hub(top):
+    """Serve the model from a hub; yields its URI and the variables that say where the hub is."""
+    with Hub(top) as hub:
+        # Pinned: a warm start then asks no hub at all. A branch would be asked about once.
+        yield f"hf://{MODEL}@{hub.sha(MODEL)}", {"HF_ENDPOINT": hub.url}
+
+
+@contextlib.contextmanager
+def from_bucket(top):
+    """Serve the model from a bucket; yields its URI and the variables that say where it is."""
+    with Seaweed() as server, Bucket(server) as bucket:
+        bucket.put_tree(os.path.join(top, *MODEL.split("/")))
+        env = bucket.environment()
+        with patched(env):
+            # Pinned by the digest of its listing, as `warmer plan` shows it.
+            yield str(bucket.source().resolve()), env
+
+
+@contextlib.contextmanager
+def patched(env):
+    """Set variables of this process for the length of a block."""
+    before = dict(os.environ)
+    os.environ.update(env)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+SOURCES = {"hf": from_hub, "s3": from_bucket}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", default=".demo", help="made anew; default .demo")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    parser.add_argument(
+        "--source", choices=SOURCES, default="hf", help="what serves the tiny model"
+    )
     parser.add_argument("--model", help="another model than the tiny one")
     parser.add_argument("serve_args", nargs="*", metavar="VLLM SERVE ARGS")
     options = parser.parse_args()
@@ -108,10 +148,8 @@ def main():
     shutil.rmtree(work, ignore_errors=True)
     make_tiny_llama(os.path.join(work, "hub", *MODEL.split("/")))
 
-    with Hub(os.path.join(work, "hub")) as hub:
-        # Pinned: a warm start then asks no hub at all. A branch would be asked about once.
-        model = options.model or f"hf://{MODEL}@{hub.sha(MODEL)}"
-        demo = Demo(work, hub, model, options.serve_args or SERVE_ARGS)
+    with SOURCES[options.source](os.path.join(work, "hub")) as (model, env):
+        demo = Demo(work, options.model or model, env, options.serve_args or SERVE_ARGS)
         demo.warmer("plan", expect=1)
         demo.warmer("prefill", "--on-miss", "kernels=fail")
         downloaded = demo.seal("weights")["seconds"]

@@ -101,7 +101,7 @@ class Pod:
             handed_off(top, files=3, **more)
         else:
             os.makedirs(self.volume.root)
-            write.announce(self.warm, self.volume, KEYS)
+            write.announce(self.warm, self.volume, KEYS, on_volume=True)
 
     def generation(self, kind):
         """Name the directory of a kind's generation."""

@@ -1,8 +1,9 @@
 """A Hugging Face Hub on a local port, which the real `huggingface_hub` client takes for one.
 
 `root/<org>/<name>/` holds a repo's plain files. Its one commit is derived from their content, read
-again at every request: change a file and `main` has moved. Nothing is sent as xet, and a file comes
-from the Hub itself (200) where the real one redirects to its CDN; the headers are the same.
+again at every request: change a file and `main` has moved. Nothing is sent as xet. A file comes
+from the Hub itself (200); with a `cdn`, a second Hub over the same root, an LFS file comes from there
+by a signed URL, as the real one's do.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import sys
 import tempfile
 import threading
+import time
 from contextlib import suppress
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from hubfault import Fault
 from hubrepo import SAYINGS, Commit, File, read_commit, siblings, tree
 
 _REPO = r"(?P<repo>\w[\w.-]*/\w[\w.-]*)"
@@ -31,45 +34,20 @@ _RESOLVE = rf"/{_REPO}/(?P<verb>resolve)/(?P<rev>[^/]+)/(?P<path>.+)"
 
 
 class Seen(NamedTuple):
-    """One request; `authorized` says whether an Authorization header came, never which."""
+    """One request; `authorized` says whether an Authorization header came, never which.
+
+    `at` is when, by the monotonic clock.
+    """
 
     method: str
     path: str
     authorized: bool
     range: str | None
+    at: float
 
 
 class RefusedError(Exception):
     """An answer by status, X-Error-Code, X-Error-Message and any further headers."""
-
-
-@dataclass(kw_only=True)
-class Fault:
-    """What goes wrong with the requests it hits, `times` times (None: always).
-
-    In this order, and adding up: `stall` seconds; `reset` the connection (RST); `status`, with the
-    `code` and `message` of the real Hub unless given, and `retry_after`; then of the body, so
-    never of a HEAD: `truncate` what was announced after N bytes (RST there with `reset`),
-    `corrupt` its middle byte, send it at `rate` bytes a second.
-    """
-
-    path: str = ""  # a regex, searched in the path; "" is in every one
-    method: str | None = None
-    times: int | None = None
-    stall: float = 0.0
-    reset: bool = False
-    status: int | None = None
-    code: str | None = None
-    message: str | None = None
-    retry_after: int | None = None
-    truncate: int | None = None
-    corrupt: bool = False
-    rate: float | None = None
-
-    def hits(self, method: str, path: str) -> bool:
-        of_body = self.corrupt or self.truncate is not None or self.rate is not None
-        methods = {self.method or method} - ({"HEAD"} if of_body else set())
-        return self.times != 0 and method in methods and bool(re.search(self.path, path))
 
 
 class Hub(ThreadingHTTPServer):
@@ -77,17 +55,26 @@ class Hub(ThreadingHTTPServer):
 
     `private` maps a repo to the only token which sees it, `gated` to the only one which downloads
     it: as on the real Hub anyone may list what is gated. Clear `faults` to end them all.
+
+    `listed` is told of every repo beside its files. A hub that is a `cdn` serves only URLs that it
+    has signed; clear `signed` and they have expired.
     """
 
     request_queue_size = 128
     block_on_close = False
 
-    def __init__(self, root, *, port=0, host="127.0.0.1", private=None, gated=None):
+    def __init__(self, root, *, port=0, host="127.0.0.1", private=None, gated=None, cdn=None):
         self.root = os.fspath(root)
         self.private: dict[str, str] = private or {}
         self.gated: dict[str, str] = gated or {}
         self.log: list[Seen] = []
+        self.sent = 0  # bytes of files
         self.faults: list[Fault] = []
+        self.listed: list[dict] = []
+        self.cdn: Hub | None = cdn
+        self.signed: set[str] | None = None
+        if cdn:
+            cdn.signed = set()
         self.closing = threading.Event()
         self._lock = threading.Lock()
         self._kept: dict[tuple[str, str], str] = {}
@@ -132,6 +119,11 @@ class Hub(ThreadingHTTPServer):
         shutil.copytree(os.path.join(self.root, repo), copy, dirs_exist_ok=True)
         return sha
 
+    def sign(self, path: str) -> str:
+        """Return a URL of this CDN that works until `signed` is cleared."""
+        self.signed.add(signature := f"Planted{secrets.token_hex(8)}")
+        return f"{self.url}{path}?Expires=1&Signature={signature}"
+
     def commit(self, repo: str, revision: str) -> Commit:
         kept = self._kept.get((repo, revision))
         found = read_commit(kept or os.path.join(self.root, repo))
@@ -145,6 +137,10 @@ class Hub(ThreadingHTTPServer):
             if fault.times is not None:
                 fault.times -= 1
             return fault
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self.sent += count
 
     def get_request(self):
         request, address = super().get_request()
@@ -165,8 +161,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         hub, url = self.server, urlsplit(self.path)
-        seen = Seen(self.command, url.path, "Authorization" in self.headers, self.headers["Range"])
-        hub.log.append(seen)
+        named = (self.command, url.path, "Authorization" in self.headers, self.headers["Range"])
+        hub.log.append(Seen(*named, time.monotonic()))
         self.fault = fault = hub.take(self.command, url.path)
         if hub.closing.wait(fault.stall) or (fault.reset and fault.truncate is None):
             self.reset()
@@ -195,6 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.admit(hub, repo, downloads=verb == "resolve")
         commit, path = hub.commit(repo, unquote(rev or "main")), unquote(path or "")
         flags = {name for name, value in query.items() if value[0].lower() == "true"}
+        if hub.signed is not None and not hub.signed & set(query.get("Signature", ())):
+            raise RefusedError(403, "", "Request has expired")
         if verb == "resolve":
             if path not in commit.files:
                 head = {"X-Repo-Commit": commit.sha}
@@ -209,7 +207,8 @@ class _Handler(BaseHTTPRequestHandler):
             info = {"id": repo, "modelId": repo, "sha": commit.sha, "disabled": False}
             info |= {"private": repo in hub.private}
             info |= {"gated": "manual" if repo in hub.gated else False}
-            self.send_json(info | {"siblings": siblings(commit, blobs="blobs" in flags)})
+            listed = [*siblings(commit, blobs="blobs" in flags), *hub.listed]
+            self.send_json(info | {"siblings": listed})
 
     def admit(self, hub, repo, *, downloads):
         token = (self.headers["Authorization"] or "").removeprefix("Bearer ")
@@ -229,8 +228,14 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": sha, "Accept-Ranges": "bytes", "ETag": etag}
         if file.pointer_size is not None:
             headers |= {"X-Linked-ETag": etag, "X-Linked-Size": file.size}
+        if file.pointer_size is not None and self.server.cdn:
+            headers |= {"Location": self.server.cdn.sign(urlsplit(self.path).path)}
+            self.send_body(302, io.BytesIO(), 0, headers)
+            return
         status, start, end = 200, 0, file.size
-        if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or ""):
+        if not self.fault.all and (
+            wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or "")
+        ):
             status, start = 206, int(wanted[1])
             end = min(int(wanted[2]) + 1, end) if wanted[2] else end
             if start >= end:
@@ -250,11 +255,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in [pair for each in headers for pair in each.items()]:
             self.send_header(name, str(value))
+        fault, closing = self.fault, self.server.closing
+        length += fault.lie if self.command == "GET" else 0
         self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command == "HEAD":
             return
-        fault, closing = self.fault, self.server.closing
         upto = length if fault.truncate is None else min(fault.truncate, length)
         step = max(1, int(fault.rate / 20)) if fault.rate else 1 << 20
         at, flip = 0, length // 2 if fault.corrupt else -1
@@ -265,6 +271,8 @@ class _Handler(BaseHTTPRequestHandler):
                 break
             self.wfile.write(chunk)
             at += len(chunk)
+            if isinstance(stream, io.BufferedReader):
+                self.server.add(len(chunk))
         if at < length:
             self.close_connection = True
             if fault.reset:

@@ -21,19 +21,37 @@ from pathlib import Path
 
 import zstandard
 
-from warmer.fill import archive, publish
+from warmer.fill import archive, publish, stagings
 from warmer.fill.locks.file import FileLock
+from warmer.fill.locks.record import Owner
 from warmer.layout import ARCHIVE, MANIFEST
 from warmer.seal import SealedFile
+
+SECRETS = {
+    "HF_TOKEN": "hf_PLANTEDplantedPLANTEDplanted",
+    "AWS_SECRET_ACCESS_KEY": "PLANTED/aws+secret/planted",
+    "VLLM_API_KEY": "sk-planted-api-key",
+}
+"""What tests put into environments, and what no file may hold."""
 
 FILES = {"files/config.json": b'{"a": 1}', "files/shards/model.safetensors": b"weights" * 3000}
 
 # --- the checker ---------------------------------------------------------------------------------
 
 
-def assert_invariants(root):
-    """Assert that every published generation is whole; return the (kind, key, number) of each."""
+def assert_invariants(root, *, warm=(), clean=False):
+    """Assert what must hold of a volume whatever was killed, and can be seen on a disk.
+
+    Every published generation is whole: all that its seal names is there with the sealed bytes,
+    and nothing else. No claim has published twice, and no number that was moved aside is given
+    again. No secret of `SECRETS` lies anywhere, packed or not, nor below the directories of `warm`.
+    With `clean`, after a run that ended well, nothing is staged.
+
+    Returns:
+        The (kind, key, number) of each published generation.
+    """
     pieces = Path(root) / "v1" / "pieces"
+    aside = _listing(Path(root) / "v1" / "quarantine")
     published, nonces = [], {}
     for directory in sorted(pieces.glob("*/*/*")):
         kind, key, number = directory.relative_to(pieces).parts
@@ -49,7 +67,31 @@ def assert_invariants(root):
         if "tree.tar.zst" in sealed:
             _assert_archive(directory)
         published.append((kind, key, int(number)))
+        reused = [name for name in aside if name.startswith(f"{kind}-{key}-{number}-")]
+        assert not reused, f"{directory} has the number of {reused}"
+    for top in (root, *warm):
+        _assert_no_secret(top)
+    if clean:
+        assert _listing(Path(root) / "v1" / "staging") == [], "a clean run left what it staged"
     return published
+
+
+def _listing(path):
+    return sorted(os.listdir(path)) if os.path.isdir(path) else []
+
+
+def _assert_no_secret(top):
+    for directory, names, files in os.walk(top):
+        for name in (*names, *files):
+            path = os.path.join(directory, name)
+            said = [os.fsencode(path)]
+            mode = os.lstat(path).st_mode
+            if stat.S_ISLNK(mode):
+                said.append(os.fsencode(os.readlink(path)))
+            elif stat.S_ISREG(mode):
+                said.append(Path(path).read_bytes())
+            for secret in SECRETS.values():
+                assert not any(secret.encode() in data for data in said), f"a secret is in {path}"
 
 
 def read_tree(top):
@@ -80,6 +122,8 @@ def _assert_archive(directory):
             for member in tar:
                 assert member.name not in packed, f"{directory} packs {member.name} twice"
                 data = tar.extractfile(member).read()
+                for secret in SECRETS.values():
+                    assert secret.encode() not in data, f"a secret is packed in {directory}"
                 packed[member.name] = (len(data), hashlib.sha256(data).hexdigest())
     assert packed == {file["path"]: (file["size"], file["sha256"]) for file in listed}
 
@@ -91,9 +135,13 @@ class Granted:
     """A grant that holds for ever, for tests of what a lock does not protect from."""
 
     epoch = 1
+    exclusive = True
 
     def still_mine(self):
         return True
+
+    def note(self, phase, done=0, total=0):
+        pass
 
     def release(self):
         pass
@@ -101,7 +149,7 @@ class Granted:
 
 def stage(volume, key, files=FILES):
     """Begin a claim and put files into its staging; returns it and what `publish` seals."""
-    staging = publish.begin(volume, key)
+    staging = stagings.begin(volume, key)
     sealed = []
     for path, data in files.items():
         target = os.path.join(staging.path, path)
@@ -121,7 +169,7 @@ def commit(volume, staging, sealed, *, grant=None, after=0, needs=None):
 def fill(volume, key, files=FILES, *, after=0, needs=None):
     """Lock, stage, publish, unlock: what every filler does."""
     grant = FileLock(volume, me="a test").try_acquire(key)
-    assert grant is not None, "somebody holds the lock"
+    assert not isinstance(grant, Owner), "somebody holds the lock"
     try:
         staging, sealed = stage(volume, key, files)
         return commit(volume, staging, sealed, grant=grant, after=after, needs=needs)

@@ -17,6 +17,7 @@ CODES = {
     "UsageError": 2,
     "BusyError": 3,
     "SourceError": 4,
+    "LockError": 4,
     "IntegrityError": 5,
     "VolumeError": 6,
     "EngineError": 7,

@@ -40,7 +40,8 @@ BAD = [
     *("org/name@", "hf://org/name@", "org/name@..", "org/name@../../x", "org/name@a/../b"),
     *("org/name@/x", "org/name@x/", "org/name@a//b", "org/name@.", "org/name@a/./b"),
     *("file://models/llama", "file://", "file:models", "file://./x", "file://../x"),
-    *("s3://bucket/prefix", "http://host/x", "https://huggingface.co/org/name", "HF://org/name"),
+    *("s3://", "s3://bucket", "s3://bucket/", "s3://bucket/a//b", "s3://BUCKET/x", "s3://b/../x"),
+    *("http://host/x", "https://huggingface.co/org/name", "HF://org/name"),
 ]
 
 

@@ -50,6 +50,11 @@ def relabel(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
 
 
+def tell(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("by a pod whose token is " + volumes.SECRETS["HF_TOKEN"])
+
+
 DAMAGE = {
     "a flipped bit": lambda at: flip(at / "tree.tar.zst"),
     "a file cut": lambda at: os.truncate(at / "manifest.json", 5),
@@ -64,6 +69,12 @@ DAMAGE = {
     "another key": lambda at: relabel(at / "seal.json", key="0" * 64),
     "another kind": lambda at: relabel(at / "seal.json", kind="compile"),
     "other factors": lambda at: reseal(at, "key.json", b'{"factors": {}}'),
+    "a secret in a name": lambda at: (at.parents[4] / volumes.SECRETS["HF_TOKEN"]).mkdir(),
+    "a secret in a lock": lambda at: tell(at.parents[3] / "locks/owner.lock"),
+    "a secret in a staging": lambda at: tell(at.parents[3] / "staging/x/files/a"),
+    "a number used again": lambda at: shutil.copytree(
+        at, at.parents[3] / f"quarantine/jit-{KEY.digest}-1-aaaaaaaa"
+    ),
     "another manifest": lambda at: reseal(at, "manifest.json", b'{"files": []}'),
 }
 
@@ -73,6 +84,27 @@ def test_the_checker_sees(directory, damage):
     damage(directory)
     with pytest.raises((AssertionError, OSError, ValueError)):
         volumes.assert_invariants(directory.parents[4])
+
+
+def test_the_checker_sees_a_secret_that_is_packed(tmp_path):
+    (tmp_path / "tree").mkdir()
+    tell(tmp_path / "tree/kernel.json")
+    volume = Volume(str(tmp_path / "volume"))
+    volumes.fill_tree(volume, KEY, tmp_path / "tree")
+    with pytest.raises(AssertionError, match="secret"):
+        volumes.assert_invariants(volume.root)
+
+
+def test_the_checker_sees_what_should_be_gone_after_a_clean_run(directory, tmp_path):
+    root = directory.parents[4]
+    volumes.assert_invariants(root, clean=True)
+    tell(tmp_path / "warm/handoff/env")
+    with pytest.raises(AssertionError, match="secret"):
+        volumes.assert_invariants(root, warm=[tmp_path / "warm"], clean=True)
+    (root / "v1/staging/jit-0-0").mkdir(parents=True)
+    volumes.assert_invariants(root)
+    with pytest.raises(AssertionError, match="staged"):
+        volumes.assert_invariants(root, clean=True)
 
 
 def write_in_place(path, *, flush):

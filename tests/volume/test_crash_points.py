@@ -5,10 +5,12 @@ see what the checker sees, and a fresh run must succeed.
 """
 
 import hashlib
+import io
 import itertools
 import os
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -18,10 +20,13 @@ import volumes
 
 from warmer.fill import publish, weights
 from warmer.fill.locks.file import FileLock
+from warmer.fill.locks.record import Owner
+from warmer.fill.progress import Lines
 from warmer.fill.sources import SourceFile
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key, ModelRef
 from warmer.observe import inventory
+from warmer.settings import Writing
 
 KEY = Key("weights", {"name": "org/model"})
 MODEL = ModelRef("hf", "org/model", "0" * 40)
@@ -59,7 +64,7 @@ def check(volume, *, least=0):
     assert held.generation == len(published) >= least
     assert held.verdict == ("sealed" if published else "absent"), held.reason
     grant = FileLock(volume, me="next").try_acquire(KEY)
-    assert grant is not None, "the dead still hold the lock"
+    assert not isinstance(grant, Owner), "the dead still hold the lock"
     grant.release()
     return len(published)
 
@@ -101,16 +106,26 @@ class Here:
 
     def files(self, _model):
         return tuple(
-            SourceFile(path.removeprefix("files/"), len(data), hashlib.sha256(data).hexdigest())
+            SourceFile(
+                path.removeprefix("files/"),
+                len(data),
+                {"sha256": hashlib.sha256(data).hexdigest()},
+            )
             for path, data in sorted(volumes.FILES.items())
         )
 
-    def fetch(self, _model, file, target, progress):
+    def describe(self, _model, file):
+        return file
+
+    def open(self, _model, file, start, end):
         self.fetched.append(file.path)
-        data = volumes.FILES[f"files/{file.path}"]
-        with open(target, "xb") as out:
-            out.write(data)
-        progress(len(data))
+        return Bytes(volumes.FILES[f"files/{file.path}"][start:end])
+
+
+class Bytes(io.BytesIO):
+    """A reader of bytes at hand."""
+
+    digests = MappingProxyType({})
 
 
 def fill_weights(volume):
@@ -120,7 +135,8 @@ def fill_weights(volume):
         return []
     source = Here()
     grant = FileLock(volume, me="a test").try_acquire(KEY)
-    how = {"model": MODEL, "source": source, "grant": grant, "progress": lambda *_: None}
+    how = {"model": MODEL, "source": source, "grant": grant, "wanted": source.files(MODEL)}
+    how |= {"meter": Lines("weights"), "places": (), "writing": Writing()}
     weights.fill(volume, KEY, held=held, **how)
     grant.release()
     return source.fetched
@@ -137,7 +153,7 @@ def test_a_killed_fill_of_weights_is_resumed_and_leaves_no_staging(fresh, torn):
         if not before:
             assert not finished & fetched, "finished files were fetched again"
             resumed += bool(finished)
-            assert os.listdir(volume.staging) == []
+        volumes.assert_invariants(volume.root, clean=True)
     assert resumed > 0, "no kill left a finished file"
 
 

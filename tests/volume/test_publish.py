@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 import volumes
 
 from warmer.errors import VolumeError
-from warmer.fill import publish
+from warmer.fill import publish, stagings
+from warmer.fill.locks import LostGrantError
 from warmer.fill.locks.file import FileLock
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
@@ -123,7 +124,7 @@ def test_the_second_publisher_of_a_generation_loses_and_the_first_ones_bytes_sta
     assert read(volume, 1, "files/a") == b"theirs"
     assert published(volume) == [1]
     assert os.path.isdir(slow.path), "the loser's staging is the loser's to discard"
-    publish.discard(slow)
+    stagings.discard(slow)
     assert os.listdir(volume.staging) == []
 
 
@@ -166,7 +167,7 @@ def test_a_writer_that_lost_its_lock_publishes_nothing(volume):
     grant = FileLock(volume, me="me").try_acquire(KEY)
     staging, sealed = volumes.stage(volume, KEY, MINE)
     grant.release()
-    with pytest.raises(publish.LostGrantError) as lost:
+    with pytest.raises(LostGrantError) as lost:
         volumes.commit(volume, staging, sealed, grant=grant)
     assert (lost.value.reason, lost.value.exit_code) == ("lost-lock", 3)
     assert published(volume) == []
@@ -213,6 +214,24 @@ def test_a_rename_that_failed_is_not_taken_for_a_success(volume, rival):
     assert not rival or read(volume, 1, "files/a") == b"theirs"
 
 
+def test_one_whose_staging_a_successor_swept_has_lost_the_race_to_what_it_published(volume):
+    """Frozen after its last question to the lock, which by then is another's."""
+
+    class Frozen(volumes.Granted):
+        def still_mine(self):
+            for path in stagings.abandoned(volume, KEY, volumes.Granted()):
+                stagings.discard(stagings.Staging(path, KEY, ""))
+            volumes.fill(volume, KEY, THEIRS)
+            return True
+
+    staging, sealed = volumes.stage(volume, KEY, MINE)
+    with pytest.raises(publish.LostRaceError) as lost:
+        volumes.commit(volume, staging, sealed, grant=Frozen())
+    assert (lost.value.key, lost.value.generation) == (KEY, 1)
+    assert read(volume, 1, "files/a") == b"theirs"
+    assert published(volume) == [1]
+
+
 def test_what_lies_at_the_target_already_is_left_as_it_is(volume):
     target = Path(volume.generation(KEY.kind, KEY.digest, 1))
     target.mkdir(parents=True)
@@ -240,10 +259,20 @@ def test_a_staged_file_that_is_gone_stops_the_publish(volume):
 
 
 def test_abandoned_stagings_are_those_of_the_key_alone(volume):
-    assert publish.abandoned(volume, KEY) == []
+    assert stagings.abandoned(volume, KEY, volumes.Granted()) == []
     mine = [volumes.stage(volume, KEY, MINE)[0].path for _ in range(2)]
     volumes.stage(volume, OTHER, MINE)
-    assert publish.abandoned(volume, KEY) == sorted(mine)
+    assert stagings.abandoned(volume, KEY, volumes.Granted()) == sorted(mine)
+
+
+def test_where_the_grant_excludes_nobody_no_staging_counts_as_abandoned(volume):
+    class Beside(volumes.Granted):
+        exclusive = False
+
+    theirs, sealed = volumes.stage(volume, KEY, THEIRS)
+    stagings.sweep(volume, KEY, Beside())
+    volumes.commit(volume, theirs, sealed)  # they are at work, and end well
+    assert read(volume, 1, "files/a") == b"theirs"
 
 
 def test_a_quarantined_generation_is_looked_at_no_more_and_kept_whole(volume):

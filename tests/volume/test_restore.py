@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -20,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
 import volumes
 
-from warmer.errors import IntegrityError, VolumeError
+from warmer.errors import IntegrityError, TerminatedError, VolumeError
 from warmer.fill import archive, kernels, restore
+from warmer.fill.claim import Claims
 from warmer.fill.locks.file import FileLock
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
@@ -266,6 +268,30 @@ def test_after_a_power_cut_a_recorded_tree_is_whole(volume, tmp_path):
             assert not volumes.run_child(boots)
 
 
+def test_a_stop_is_not_lost_where_what_the_engine_left_cannot_be_removed(volume, warm, tmp_path):
+    """It would be taken for a failure, and the start would go on."""
+    script = tmp_path / "engine.py"
+    script.write_text("import time\ntime.sleep(60)\n")
+    keys = {"compile": COMPILE, KEY.kind: KEY}
+    tree = warm.tree("compile")
+
+    def stop(_line):
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tree], check=True)  # it cannot be moved
+        raise TerminatedError(signal.SIGTERM)
+
+    held = inventory.observe(volume, warm, keys).held
+    builder = kernels.Builder([sys.executable, str(script)], "/model", [], os.environ, 60)
+    lock = FileLock(volume, me="me")
+    how = {"builder": builder, "claims": Claims(lambda: lock), "wait": 1, "tick": stop}
+    try:
+        with pytest.raises(TerminatedError):
+            kernels.build(volume, warm, keys, held, grant=lock.try_acquire(COMPILE), **how)
+    finally:
+        subprocess.run(["umount", tree], check=True)
+    assert not restored(volume, warm)
+    assert not os.path.exists(warm.tree(KEY.kind)), "one that could be removed was not"
+
+
 def test_an_engine_killed_while_it_builds_leaves_no_record_of_a_restored_tree(
     volume, warm, tmp_path
 ):
@@ -284,7 +310,8 @@ def test_an_engine_killed_while_it_builds_leaves_no_record_of_a_restored_tree(
         held = inventory.observe(volume, warm, keys).held
         builder = kernels.Builder([sys.executable, str(script)], "/model", [], os.environ, 60)
         lock = FileLock(volume, me="me")
-        how = {"builder": builder, "lock": lock, "grant": lock.try_acquire(COMPILE), "wait": 1}
+        claims = Claims(lambda: lock)
+        how = {"builder": builder, "claims": claims, "grant": lock.try_acquire(COMPILE), "wait": 1}
         kernels.build(volume, warm, keys, held, tick=print, **how)
 
     assert volumes.run_child(prefill), "the build outlived its engine's kill"

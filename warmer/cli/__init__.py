@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Verb → module and summary, as strings: help imports no verb, and a verb imports only itself.
 VERBS: Final = {
     "check": ("warmer.cli.check", "Readiness: is everything this pod needs sealed and restored?"),
+    "doctor": ("warmer.cli.doctor", "Try what this mount and this lock can do."),
     "plan": ("warmer.cli.plan", "Say what is missing and why; change nothing."),
     "prefill": ("warmer.cli.prefill", "Fill what is missing, restore it, write the handoff."),
     "report": ("warmer.cli.report", "Phase table of a start, alone or beside a cold one."),

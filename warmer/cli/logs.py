@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from warmer import secrecy
 
@@ -15,6 +15,16 @@ if TYPE_CHECKING:
 def redact(text: str) -> str:
     """Take the secrets of this process out of a text."""
     return secrecy.redact(text, os.environ)
+
+
+class _Stderr:
+    """Whatever stands for stderr when something is logged: bars put themselves in its place."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def configure() -> None:
@@ -32,7 +42,7 @@ def configure() -> None:
             _redacted,
             renderer,
         ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Stderr())),
         cache_logger_on_first_use=True,
     )
 

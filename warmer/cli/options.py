@@ -23,7 +23,7 @@ Exit status:
   1   not warm: pieces are missing (named on stdout)
   2   usage or configuration error
   3   another owner is filling, or waiting for it ran past --wait
-  4   the source failed: not found, denied, rate-limited, unreachable
+  4   the source or the lock's service failed: not found, denied, unreachable
   5   integrity: bytes are not what the source or the seal says
   6   the volume or the warm dir failed
   7   the engine run that builds kernels failed
@@ -130,7 +130,7 @@ _COMMON: Final = (
         "--model",
         metavar="URI",
         required=True,
-        help="hf://org/name[@revision], org/name, or file:///dir.",
+        help="hf://org/name[@revision], org/name, s3://bucket/prefix, or file:///dir.",
     ),
     option("--vllm", metavar="PATH", help="The vllm command that will serve; found by default."),
     option("--image", metavar="DIGEST", help="Digest of the container image; part of the keys."),
@@ -140,6 +140,24 @@ _COMMON: Final = (
         default="run",
         show_default=True,
         help="Build missing kernels by running the engine once here, or never.",
+    ),
+    option(
+        "--include",
+        multiple=True,
+        metavar="PATTERN",
+        help="Fetch these files of the model too, though the engine does not load them.",
+    ),
+    option(
+        "--exclude",
+        multiple=True,
+        metavar="PATTERN",
+        help="Do not fetch these files of the model; wins over --include.",
+    ),
+    option(
+        "--adopt",
+        multiple=True,
+        metavar="DIR",
+        help="A Hugging Face cache or a folder to take files from, once they are verified.",
     ),
     option(
         "--retry",
@@ -158,21 +176,31 @@ _FILLING: Final = (
         metavar="URL",
         default="file",
         show_default=True,
-        help="Lock that keeps pods from filling the same piece twice: file.",
+        help="Keeps pods from filling a piece twice: file, k8s://namespace/prefix, or "
+        "s3://bucket/prefix; each may end in ?lease=SECONDS.",
     ),
     option(
         "--wait",
         type=click.FloatRange(min=0),
-        default=settings.DEFAULT_WAIT,
-        show_default=True,
         metavar="SECONDS",
-        help="How long to wait for another owner.",
+        help="How long to wait for another owner; by default as long as filling is predicted to "
+        "take here.",
     ),
     option(
         "--on-miss",
         multiple=True,
         metavar="[KIND=]fail|cold",
         help="What a piece that cannot be filled means; weights fail, kernels start cold.",
+    ),
+    option(
+        "--direct",
+        is_flag=True,
+        help="Write weights past the page cache, for filesystems that gain from it.",
+    ),
+    option(
+        "--no-page-cache",
+        is_flag=True,
+        help="Leave no fetched weights in the page cache: the server runs on another node.",
     ),
     option(
         "--engine-timeout",
@@ -193,9 +221,10 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
     """
     environment = os.environ if environment is None else environment
     words = tuple(values.get("serve_args") or ())
+    flags = argv.parse(words)
     chosen = {
         name: values[name]
-        for name in ("compile", "retry", "lock", "wait", "engine_timeout", "vllm", "image")
+        for name in ("compile", "retry", "wait", "engine_timeout", "vllm", "image")
         if values.get(name) is not None
     }
     return Settings(
@@ -203,8 +232,18 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
         warm_dir=settings.parse_directory(values["warm_dir"], "--warm-dir"),
         model=settings.parse_model(values["model"]),
         serve_argv=words,
-        flags=argv.parse(words),
+        flags=flags,
         on_miss=settings.parse_on_miss(values.get("on_miss") or ()),
+        lock=settings.parse_lock(values.get("lock") or "file"),
+        selection=settings.parse_selection(
+            flags, include=values.get("include") or (), exclude=values.get("exclude") or ()
+        ),
+        adopt=tuple(
+            settings.parse_directory(place, "--adopt") for place in values.get("adopt") or ()
+        ),
+        writing=settings.Writing(
+            direct=bool(values.get("direct")), keep_cached=not values.get("no_page_cache")
+        ),
         me=_me(),
         environment={n: v for n, v in environment.items() if not freedoms.service_link(n, v)},
         **chosen,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,6 +35,8 @@ def plan(situation: Situation, *, as_json: bool, explain: bool) -> None:
     click.echo("plan")
     for number, step in enumerate(situation.plan.steps, 1):
         click.echo(f"  {number}. {step.action} {step.kind}: {step.reason}{_cost(step)}")
+        if step.left_out:
+            _leave_out(step, explain=explain)
         if explain and step.nearest is not None:
             _explain(step.nearest)
 
@@ -68,6 +71,9 @@ def outcome(done: Outcome, settings: Settings, *, as_json: bool) -> None:
             "warm": not left and not done.without,
             "seconds": done.seconds,
             "bytes": done.bytes,
+            "taken_over_bytes": done.taken_over,
+            "retries": done.retries,
+            "throttled_seconds": done.throttled_s,
             "without": dict(done.without),
             "left": [_step(step) for step in left],
             "handoff": f"{settings.warm_dir}/handoff",
@@ -93,6 +99,8 @@ def _step(step: Step) -> dict[str, Any]:
         "bytes": step.size,
         "predicted_seconds": None if step.seconds is None else round(step.seconds, 1),
         "predicted_from": step.basis,
+        "left_out": dict(step.left_out),
+        "saved_bytes": step.saved,
         "nearest": None if step.nearest is None else _nearest(step.nearest),
     }
 
@@ -104,6 +112,17 @@ def _nearest(nearest: Nearest) -> dict[str, Any]:
             {"factor": d.factor, "wanted": d.wanted, "held": d.held} for d in nearest.differences
         ],
     }
+
+
+def _leave_out(step: Step, *, explain: bool) -> None:
+    count = len(step.left_out)
+    files = "file" if count == 1 else "files"
+    click.echo(
+        f"     leaves out {_bytes(step.saved)} in {count} {files} that the engine does not load"
+    )
+    if explain:
+        for why, number in Counter(step.left_out.values()).most_common():
+            click.echo(f"       {number} × {why}")  # noqa: RUF001 - a sign people read
 
 
 def _explain(nearest: Nearest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from warmer.errors import BusyError
+from warmer.fill.locks import UnansweredError
+from warmer.fill.locks.record import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,57 +22,248 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 _SAY_EVERY: Final = 10.0
+_LOOK: Final = 0.5
+"""Seconds between two looks at the volume, give or take a half: cheaper than a lock's question."""
+_TURN: Final = 0.5
+_ANSWER: Final = 10.0
+"""Seconds a lock has to answer once, however short the wait: it may have to be opened first."""
+
+_SILENT: Final = 30.0
+"""Seconds a lock's service may give no answer before the wait ends."""
 
 
-@contextmanager
-def claim(
-    lock: Lock, key: Key, *, wait: float, filled: Callable[[], bool]
-) -> Iterator[Grant | None]:
-    """Hold the key's lock for the block, or yield None where the piece is there already.
+class Claims:
+    """Claims of one run, on one lock: what a waiter has seen of an owner lasts between claims.
 
     Args:
-        lock: where to ask.
-        key: what for.
-        wait: seconds to wait for another owner.
-        filled: looks at the volume; asked before the lock, under it, and between polls.
-
-    Raises:
-        BusyError: another owner is still filling after `wait` seconds.
-        VolumeError: the lock does not work here.
+        open_lock: opens the lock when something is to be filled, and not before.
     """
-    grant = _wait(lock, key, wait=wait, filled=filled)
-    try:
-        yield grant
-    finally:
-        if grant is not None:
-            grant.release()
+
+    def __init__(self, open_lock: Callable[[], Lock]) -> None:
+        self._open = open_lock
+        self._lock: Lock | None = None
+
+    @contextmanager
+    def claim(self, key: Key, *, wait: float, filled: Callable[[], bool]) -> Iterator[Grant | None]:
+        """Hold the key's lock for the block, or yield None where the piece is there already.
+
+        Args:
+            key: what for.
+            wait: seconds to wait for another owner.
+            filled: looks at the volume; asked before the lock, under it, and between polls.
+
+        Raises:
+            BusyError: another owner is still filling after `wait` seconds, or the lock did not
+                answer within them.
+            VolumeError: the lock does not work here.
+            LockError: the lock's service failed or refused.
+        """
+        grant = None
+        try:
+            grant = _Waiting(self._ask, self._leave, key, wait=wait, filled=filled).grant()
+            yield grant
+        finally:
+            if grant is not None:
+                grant.release()
+            elif self._lock is not None:  # aside: the volume may hang
+                leaving = threading.Thread(
+                    target=self._leave, args=(key,), name="leave", daemon=True
+                )
+                leaving.start()
+                leaving.join(_TURN)
+
+    def _ask(self, key: Key) -> tuple[Grant | Owner, float]:
+        """Ask the lock, opening it first; return what it said, and the seconds to the next time."""
+        if self._lock is None:
+            self._lock = self._open()
+        return self._lock.try_acquire(key), self._lock.poll
+
+    def _leave(self, key: Key) -> None:
+        if self._lock is not None:
+            self._lock.leave(key)
 
 
-def _wait(lock: Lock, key: Key, *, wait: float, filled: Callable[[], bool]) -> Grant | None:
-    started = time.monotonic()
-    said = started
-    while True:
-        if filled():
-            return None
-        grant = lock.try_acquire(key)
-        if grant is not None:
-            if not filled():
-                return grant
-            grant.release()
-            return None
-        owner = lock.owner(key)
-        name = (owner.name if owner else "") or "an unnamed owner"
+class _Waiting:
+    """One wait for a key: looks at the volume often and asks the lock now and then."""
+
+    def __init__(
+        self,
+        ask: Callable[[Key], tuple[Grant | Owner, float]],
+        leave: Callable[[Key], None],
+        key: Key,
+        *,
+        wait: float,
+        filled: Callable[[], bool],
+    ) -> None:
+        self._ask = ask
+        self._leave = leave
+        self._key = key
+        self._wait = wait
+        self._filled = filled
+        self._started = self._said = time.monotonic()
+        self._ask_at = self._started
+        self._owner: Owner | None = None
+        self._silent_since: float | None = None
+
+    def grant(self) -> Grant | None:
+        """Return the grant, or None once the piece is there.
+
+        Raises:
+            BusyError: the wait is over.
+        """
+        wait = max(self._wait, _ANSWER)
+        while True:
+            turn = _Turn(self._turn, late=lambda: self._leave(self._key))
+            found = turn.result(until=self._started + wait, say=self._say)
+            wait = self._wait
+            if found is None:
+                raise self._busy("the lock to answer")
+            if not isinstance(found, Owner):
+                return found.grant
+            if found != self._owner and self._owner is None:
+                self._owner = found
+                self._say(at_once=True)
+            self._owner = found
+            left = self._started + self._wait - time.monotonic()
+            if left <= 0:
+                raise self._busy(f"{_called(found)} to fill it")
+            self._say()
+            time.sleep(min(_LOOK * random.uniform(0.5, 1.5), max(0.05, left)))  # noqa: S311 - jitter
+
+    def _turn(self) -> Owner | _Settled:
+        """Look, and ask where it is time to; on the thread of a `_Turn`."""
+        if self._filled():
+            return _Settled(None)
+        if self._owner is not None and time.monotonic() < self._ask_at:
+            return self._owner
+        try:
+            found, poll = self._ask(self._key)
+        except UnansweredError as exc:
+            found, poll = self._unanswered(exc), _SILENT / 10
+        else:
+            self._silent_since = None
+        self._ask_at = time.monotonic() + poll * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+        if isinstance(found, Owner):
+            return found
+        try:
+            filled = self._filled()
+        except BaseException:
+            found.release()
+            raise
+        if filled:
+            found.release()
+            return _Settled(None)
+        return _Settled(found)
+
+    def _unanswered(self, exc: UnansweredError) -> Owner:
+        """Bear with a lock's service that does not answer, for a while.
+
+        Raises:
+            UnansweredError: the while is over, or the wait.
+        """
         now = time.monotonic()
-        if now - started >= wait:
-            raise BusyError(
-                f"waited {now - started:.0f} s for {name} to fill {key.kind} {key.short}, "
-                f"expected it within --wait {wait:.0f}",
-                reason="busy",
-                hint="raise --wait, or look at what the owner is doing",
-            )
-        if now - said >= _SAY_EVERY or said == started:
-            _log.info(
-                "waiting", kind=key.kind, key=key.short, owner=name, for_s=round(now - started)
-            )
-            said = now
-        time.sleep(min(random.uniform(0.25, 1.0), max(0.05, wait - (now - started))))  # noqa: S311 - jitter
+        if self._silent_since is None:
+            self._silent_since = now
+            _log.warning("the lock does not answer, asking again", why=exc.message)
+        if now - self._silent_since >= _SILENT or now - self._started >= self._wait:
+            raise exc
+        return self._owner or Owner(name="the lock to answer")
+
+    def _say(self, *, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if not at_once and now - self._said < _SAY_EVERY:
+            return
+        self._said = now
+        owner = self._owner or Owner(name="the lock to answer")
+        more: dict[str, object] = {"phase": owner.phase} if owner.phase else {}
+        if owner.total:
+            more |= {"bytes": owner.done, "of": owner.total}
+        _log.info(
+            "waiting",
+            kind=self._key.kind,
+            key=self._key.short,
+            owner=_called(owner),
+            for_s=round(now - self._started),
+            **more,
+        )
+
+    def _busy(self, what: str) -> BusyError:
+        waited = time.monotonic() - self._started
+        return BusyError(
+            f"waited {waited:.0f} s for {what} ({self._key.kind} {self._key.short}), expected it "
+            f"within {self._wait:.0f}",
+            reason="busy",
+            hint="raise --wait, or look at what the owner is doing",
+        )
+
+
+def _called(owner: Owner) -> str:
+    """Name an owner in one line; records hold what others wrote there."""
+    return "".join(c if c.isprintable() else "?" for c in owner.name) or "an unnamed owner"
+
+
+class _Settled:
+    """The end of a wait: a grant, or None where the piece is there."""
+
+    def __init__(self, grant: Grant | None) -> None:
+        self.grant = grant
+
+
+class _Turn:
+    """One look or question on a thread of its own.
+
+    A lock call can hang in the kernel for a minute while an NFS server restarts. Whoever waits
+    goes on saying so, is bounded by ``--wait``, and can be stopped. A grant that comes after
+    nobody waits for it is given back.
+
+    Args:
+        ask: looks or asks.
+        late: called where the answer came after nobody waited for it.
+    """
+
+    def __init__(self, ask: Callable[[], Owner | _Settled], *, late: Callable[[], None]) -> None:
+        self._ask = ask
+        self._late = late
+        self._mutex = threading.Lock()
+        self._ready = threading.Event()
+        self._left = False
+        self._found: Owner | _Settled | None = None
+        self._failure: BaseException | None = None
+        threading.Thread(target=self._run, name="claim", daemon=True).start()
+
+    def result(self, *, until: float, say: Callable[[], None]) -> Owner | _Settled | None:
+        """Wait for the answer; None where it did not come in time."""
+        try:
+            while not self._ready.wait(_TURN):
+                say()
+                if time.monotonic() > until:
+                    return None
+            if self._failure is not None:
+                raise self._failure
+            found, self._found = self._found, None
+            return found
+        finally:
+            self._leave()
+
+    def _run(self) -> None:
+        try:
+            self._found = self._ask()
+        except BaseException as exc:  # noqa: BLE001 - it is raised where it is waited for
+            self._failure = exc
+        with self._mutex:
+            self._ready.set()
+            if not self._left:
+                return
+        self._give_back()
+        self._late()
+
+    def _leave(self) -> None:
+        with self._mutex:
+            self._left = True
+            if self._ready.is_set():
+                self._give_back()
+
+    def _give_back(self) -> None:
+        if isinstance(self._found, _Settled) and self._found.grant is not None:
+            self._found.grant.release()
+        self._found = None

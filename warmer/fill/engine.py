@@ -174,7 +174,8 @@ def _wait_ready(
                 f"the engine ended with status {server.returncode} before it was ready",
                 reason="engine-exited",
             )
-        if _status(port, "GET", "/health", None) == 200:
+        # Where pods share a network, another engine may have been given the same port.
+        if _status(port, "GET", "/health", None) == 200 and process.listens(server, port):
             return
         if time.monotonic() > deadline:
             raise EngineError(

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from warmer.errors import using
+from warmer.errors import VolumeError, using
 from warmer.families import EXCLUDED
-from warmer.fill import archive, claim, engine, publish, restore
+from warmer.fill import archive, engine, publish, restore, stagings
 from warmer.layout import ARCHIVE, MANIFEST, SEAL
 from warmer.observe import inventory
 from warmer.seal import SealedFile
@@ -28,7 +28,8 @@ from warmer.seal import SealedFile
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from warmer.fill.locks import Grant, Lock
+    from warmer.fill.claim import Claims
+    from warmer.fill.locks import Grant
     from warmer.layout import Volume, WarmDir
     from warmer.model import Held, Key, Kind
 
@@ -62,7 +63,7 @@ def build(
     held: Mapping[Kind, Held],
     *,
     builder: Builder,
-    lock: Lock,
+    claims: Claims,
     grant: Grant,
     wait: float,
     tick: Callable[[str], None],
@@ -75,7 +76,7 @@ def build(
         keys: the kernel pieces wanted.
         held: what is there of each, looked at under the grant.
         builder: how to run the engine.
-        lock: for the shared kinds' own locks.
+        claims: for the shared kinds' own locks.
         grant: the lock on the compile key.
         wait: seconds to wait for another owner of a shared kind.
         tick: called with the engine's latest line.
@@ -88,8 +89,14 @@ def build(
     """
     started = time.monotonic()
     compiled = keys["compile"]
+
+    def told(line: str) -> None:
+        grant.note("building kernels")
+        tick(line)
+
     with using("the volume"):
         after = inventory.highest_taken(volume, "compile", compiled.digest)
+    stagings.sweep(volume, compiled, grant)
     try:
         for kind, key in keys.items():
             _prepare(volume, warm, key, held[kind])
@@ -101,21 +108,26 @@ def build(
             log=os.path.join(warm.logs, f"build-{compiled.short}.log"),
             timeout=builder.timeout,
             settled=lambda: {kind: _sizes(warm.tree(kind)) for kind in keys},
-            tick=tick,
+            tick=told,
         )
         if not run.answered:
             _log.warning("the engine completed no text; kernels built on first use are missing")
+        grant.note("publishing")
         seconds = time.monotonic() - started
         needs = {
-            kind: _publish_shared(volume, warm, keys[kind], lock=lock, wait=wait, seconds=seconds)
+            kind: _publish_shared(
+                volume, warm, keys[kind], claims=claims, wait=wait, seconds=seconds
+            )
             for kind in _SHARED
             if kind in keys
         }
         _publish(volume, warm, compiled, grant=grant, after=after, seconds=seconds, needs=needs)
     except BaseException:
-        # What a run that failed left behind may be torn: no server may load it.
+        # What a run that failed left behind may be torn: no server may load it. What cannot be
+        # removed has no record, and removing it again comes before the handoff.
         for kind in keys:
-            restore.forget(warm, kind)
+            with contextlib.suppress(VolumeError):
+                restore.forget(warm, kind)
         raise
     return run
 
@@ -135,26 +147,26 @@ def _prepare(volume: Volume, warm: WarmDir, key: Key, held: Held) -> None:
 
 
 def _publish_shared(
-    volume: Volume, warm: WarmDir, key: Key, *, lock: Lock, wait: float, seconds: float
+    volume: Volume, warm: WarmDir, key: Key, *, claims: Claims, wait: float, seconds: float
 ) -> int:
     """Publish a shared kind if the run added to it; return the generation that now holds it.
 
     Generations only grow: a file that is published stays as it is, whoever built another.
     """
-    with claim.claim(lock, key, wait=wait, filled=lambda: False) as grant:
+    with claims.claim(key, wait=wait, filled=lambda: False) as grant:
         if grant is None:
             raise AssertionError("`filled` never says that it is")
         with using("the volume"):
             after = inventory.highest_taken(volume, key.kind, key.digest)
-            numbers = inventory.generations(volume, key.kind, key.digest)
-            newest = inventory.judge_generation(volume, key, numbers[0])[0] if numbers else None
-        if newest is not None and newest.verdict == "sealed":
+        stagings.sweep(volume, key, grant)
+        held = inventory.observe(volume, warm, {key.kind: key}, neighbours=False).held[key.kind]
+        if held.verdict == "sealed":
             mine = set(_scan(warm, key).members)
-            theirs, seal_sha256 = restore.read_manifest(volume, key, newest.generation)
-            _merge(volume, warm, key, newest.generation, added=mine - theirs.members.keys())
+            theirs, seal_sha256 = restore.read_manifest(volume, key, held.generation)
+            _merge(volume, warm, key, held.generation, added=mine - theirs.members.keys())
             if mine <= theirs.members.keys():
-                restore.record(warm, key, newest.generation, seal_sha256)
-                return newest.generation
+                restore.record(warm, key, held.generation, seal_sha256)
+                return held.generation
         return _publish(volume, warm, key, grant=grant, after=after, seconds=seconds)
 
 
@@ -204,10 +216,8 @@ def _publish(
     needs: Mapping[str, int] | None = None,
 ) -> int:
     """Publish the kind's tree as it is, and record that it is what the generation holds."""
-    for path in publish.abandoned(volume, key):
-        publish.discard(publish.Staging(path, key, ""))
-    staging = publish.begin(volume, key)
-    try:
+    staging = stagings.begin(volume, key)
+    with stagings.staged(staging, grant):
         with using("the warm dir or the volume"):
             manifest = _scan(warm, key)
             tree, target = warm.tree(key.kind), os.path.join(staging.path, ARCHIVE)
@@ -226,9 +236,6 @@ def _publish(
             seconds=seconds,
             needs=needs,
         )
-    except BaseException:
-        publish.discard(staging)
-        raise
     with (
         using("the volume"),
         open(os.path.join(volume.generation(key.kind, key.digest, number), SEAL), "rb") as f,

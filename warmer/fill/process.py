@@ -90,6 +90,21 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     raise EngineError(f"the engine did not stop within {_STOP_GRACE:.0f} s", reason="engine-stuck")
 
 
+def listens(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Whether some process of the group is the one that listens on a loopback port."""
+    listening = f":{port:04X} 00000000:0000 0A "
+    sockets = set()
+    with contextlib.suppress(OSError), open("/proc/net/tcp", encoding="ascii") as f:
+        sockets = {f"socket:[{line.split()[9]}]" for line in f if listening in line}
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if os.getpgid(int(pid)) == process.pid:
+                held = {os.readlink(fd.path) for fd in os.scandir(f"/proc/{pid}/fd")}
+                if held & sockets:
+                    return True
+    return False
+
+
 def _group_alive(group: int) -> bool:
     """Whether a process of the group is left; as PID 1, warmer inherits and reaps its orphans."""
     with contextlib.suppress(ChildProcessError):

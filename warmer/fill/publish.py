@@ -23,14 +23,12 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
-import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from warmer import __version__, seal
 from warmer.errors import BusyError, IntegrityError, using
+from warmer.fill import locks
 from warmer.layout import KEY, SEAL
 from warmer.observe import inventory
 
@@ -38,70 +36,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from warmer.fill.locks import Grant
+    from warmer.fill.stagings import Staging
     from warmer.layout import Volume
     from warmer.model import Key
 
 _PLACE: Final = "the volume"
 _TAKEN: Final = (errno.ENOTEMPTY, errno.EEXIST)
-
-
-@dataclass(frozen=True, slots=True)
-class Staging:
-    """One claim's private directory.
-
-    Attributes:
-        path: absolute; on the volume's filesystem, so that it can be renamed into place.
-        key: what it will be a generation of.
-        nonce: this claim's name.
-    """
-
-    path: str
-    key: Key
-    nonce: str
+_MOVED: Final = (errno.ENOENT, errno.ESTALE)
 
 
 class LostRaceError(BusyError):
-    """Somebody else published this generation first; theirs stands."""
+    """Somebody else published this generation first; theirs stands, seen or not yet."""
 
-
-class LostGrantError(BusyError):
-    """The lock was lost before publishing; nothing was published."""
-
-
-def begin(volume: Volume, key: Key) -> Staging:
-    """Make a staging directory for one claim.
-
-    Raises:
-        VolumeError: no space, read-only, permission.
-    """
-    nonce = secrets.token_hex(8)
-    path = volume.staged(key.kind, key.digest, nonce)
-    with using(_PLACE):
-        os.makedirs(path)
-    return Staging(path, key, nonce)
-
-
-def discard(staging: Staging) -> None:
-    """Remove a staging directory; what cannot be removed now is left for the next owner.
-
-    A thread that is still writing may make a name behind the removal's back: it is removed again.
-    """
-    deadline = time.monotonic() + 1.0
-    while os.path.lexists(staging.path):
-        shutil.rmtree(staging.path, ignore_errors=True)
-        if time.monotonic() > deadline:
-            return
-        time.sleep(0.01)
-
-
-def abandoned(volume: Volume, key: Key) -> list[str]:
-    """List staging directories of a key whose grant the caller holds: their owners are gone."""
-    prefix = os.path.basename(volume.staged(key.kind, key.digest, ""))
-    try:
-        names = os.listdir(volume.staging)
-    except OSError:
-        return []
-    return [os.path.join(volume.staging, name) for name in sorted(names) if name.startswith(prefix)]
+    def __init__(self, key: Key, generation: int) -> None:
+        super().__init__(
+            f"got generation {generation} of {key.kind} {key.short} published by another owner, "
+            "expected it free",
+            reason="lost-race",
+            hint="theirs is complete; run again to use it",
+        )
+        self.key = key
+        self.generation = generation
 
 
 def publish(
@@ -132,7 +87,7 @@ def publish(
         The generation's number.
 
     Raises:
-        LostGrantError: the lock is no longer ours.
+        LostGrantError: the lock is no longer ours; nothing was published.
         LostRaceError: the number is taken.
         IntegrityError: a staged file is not as long as it was.
         VolumeError: the volume failed; nothing was published, unless only the last flush did.
@@ -156,16 +111,11 @@ def publish(
             _flush(os.path.join(staging.path, file.path), size=file.size)
         _write(os.path.join(staging.path, SEAL), seal.encode(record))
         _flush_directories(staging.path)
-        target = volume.generation(key.kind, key.digest, record.generation)
-        parent = os.path.dirname(target)
+        parent = volume.key(key.kind, key.digest)
         _make_directories(volume.root, parent)
         if not grant.still_mine():
-            raise LostGrantError(
-                f"got the lock on {key.kind} {key.short} taken away while filling, expected to hold it",
-                reason="lost-lock",
-                hint="nothing was published; run again",
-            )
-        _commit(staging, target)
+            raise locks.lost(f"{key.kind} {key.short}")
+        _commit(volume, staging, record.generation)
         _flush(parent)
     return record.generation
 
@@ -190,20 +140,19 @@ def quarantine(volume: Volume, key: Key, generation: int) -> str:
     return target
 
 
-def _commit(staging: Staging, target: str) -> None:
+def _commit(volume: Volume, staging: Staging, generation: int) -> None:
     """Rename into place; an error may hide a success, which the nonce in the seal settles."""
+    key = staging.key
+    target = volume.generation(key.kind, key.digest, generation)
     try:
         os.rename(staging.path, target)
     except OSError as exc:
+        # This opens the directory anew: what NFS remembers of it may be from before.
+        numbers = inventory.generations(volume, key.kind, key.digest)
         if _published_nonce(target) == staging.nonce:
             return
-        if exc.errno in _TAKEN:
-            raise LostRaceError(
-                f"got generation {os.path.basename(target)} of {staging.key.kind} "
-                f"{staging.key.short} published by another owner, expected it free",
-                reason="lost-race",
-                hint="theirs is complete; run again to use it",
-            ) from exc
+        if exc.errno in _TAKEN or (exc.errno in _MOVED and generation in numbers):
+            raise LostRaceError(key, generation) from exc
         raise
 
 

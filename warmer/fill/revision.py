@@ -20,6 +20,7 @@ from warmer.fill.sources.retry import Retrying
 
 if TYPE_CHECKING:
     from warmer.fill.sources import Source
+    from warmer.fill.sources.retry import Patience
     from warmer.layout import Volume
     from warmer.model import ModelRef
 
@@ -30,7 +31,14 @@ _PATIENCE: Final = 5.0
 """Seconds a source is tried again when there is an answer from before."""
 
 
-def resolve(model: ModelRef, source: Source, volume: Volume, *, retry: float) -> ModelRef:
+def resolve(
+    model: ModelRef,
+    source: Source,
+    volume: Volume,
+    *,
+    retry: float,
+    patience: Patience | None = None,
+) -> ModelRef:
     """Resolve a model's revision.
 
     Args:
@@ -38,6 +46,7 @@ def resolve(model: ModelRef, source: Source, volume: Volume, *, retry: float) ->
         source: whom to ask, without retries.
         volume: where earlier answers are.
         retry: seconds within which a failing source is tried again.
+        patience: where the waiting for it is added up.
 
     Raises:
         SourceError: not found, denied, or unreachable with nothing remembered.
@@ -47,9 +56,9 @@ def resolve(model: ModelRef, source: Source, volume: Volume, *, retry: float) ->
     if model.scheme == "file":
         return source.resolve()
     remembered = _read(volume, model)
-    patience = retry if remembered is None else min(retry, _PATIENCE)
+    budget = retry if remembered is None else min(retry, _PATIENCE)
     try:
-        resolved = Retrying(source, budget=patience).resolve()
+        resolved = Retrying(source, budget=budget, patience=patience).resolve()
     except TransientSourceError as exc:
         if remembered is None:
             raise

@@ -1,41 +1,71 @@
-"""Fill the weights piece: fetch what is missing, verify every byte, publish.
+"""Fill the weights piece: take over what is there, fetch what is missing, verify, publish.
 
-Finished files of a staging whose owner was killed, and good files of a broken generation, are
-verified and taken over, not fetched again. Every file is hashed
-and compared with what the source says before it counts as finished.
+Every file is hashed and compared with what the source says before it counts as finished.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
+import shutil
 import threading
 import time
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from warmer.errors import IntegrityError, VolumeError, using
-from warmer.fill import publish
+from warmer.errors import IntegrityError, UsageError, VolumeError, using
+from warmer.fill import adopt, capacity, partial, publish, stagings, takeover
+from warmer.fill.digests import provable
+from warmer.fill.transfer import Transfer
 from warmer.layout import FILES
 from warmer.observe import inventory
-from warmer.seal import SealedFile, safe_path
+from warmer.seal import safe_path
+from warmer.selection import choose, loadable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from warmer.fill.locks import Grant
+    from warmer.fill.progress import Meter
     from warmer.fill.sources import Source, SourceFile
     from warmer.layout import Volume
     from warmer.model import Held, Key, ModelRef
+    from warmer.selection import Selection
+    from warmer.settings import Writing
 
-_CHUNK: Final = 1 << 20
-_CONNECTIONS: Final = 4
-_DOWNLOAD: Final = "download"
-_TURN: Final = 0.5
-"""Seconds a wait for downloads lasts before it looks up."""
-_RESERVE: Final = 64 << 20
-"""Bytes left free beyond the plan: seals, kernels, other pods' small writes."""
+_CONNECTIONS: Final = 8
+"""To one source at a time: what hubs and buckets bear from every pod; four are as fast nearby."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of a model at one revision.
+
+    Attributes:
+        files: those that make up the piece.
+        left_out: path → reason, for the others.
+        saved: bytes of the others.
+    """
+
+    files: tuple[SourceFile, ...]
+    left_out: Mapping[str, str]
+    saved: int
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """What a fill did.
+
+    Attributes:
+        generation: its number.
+        fetched: bytes that came from the source.
+        taken_over: bytes that were there: of earlier owners, broken generations, other caches.
+    """
+
+    generation: int
+    fetched: int
+    taken_over: int
 
 
 def fill(
@@ -44,10 +74,13 @@ def fill(
     *,
     model: ModelRef,
     source: Source,
+    wanted: Sequence[SourceFile],
     held: Held,
     grant: Grant,
-    progress: Callable[[int, int], None],
-) -> int:
+    meter: Meter,
+    places: Sequence[str],
+    writing: Writing,
+) -> Filled:
     """Fill the weights of one model under its grant.
 
     Args:
@@ -55,37 +88,70 @@ def fill(
         key: the piece.
         model: the resolved revision.
         source: where from.
+        wanted: the files that make up the piece.
         held: what the volume holds now; good files of a broken generation are taken over.
         grant: the lock on the key.
-        progress: called with (bytes done, bytes in all), from several threads.
-
-    Returns:
-        The generation published.
+        meter: told what arrives.
+        places: Hugging Face caches and folders to look into before anything is fetched.
+        writing: how files are written.
 
     Raises:
-        SourceError: the source failed.
-        IntegrityError: bytes are not what the source says.
+        SourceError: the source failed; what arrived is kept for the next try.
+        IntegrityError: bytes are not what the source says; the files that are right are kept.
         VolumeError: the volume failed, or is too small for the whole model.
         BusyError: the grant or the race was lost; nothing was published.
     """
     started = time.monotonic()
     with using("the volume"):
         after = inventory.highest_taken(volume, key.kind, key.digest)
-    wanted = source.files(model)
+    old = stagings.abandoned(volume, key, grant)
     _refuse_paths(wanted)
-    old = publish.abandoned(volume, key)
-    staging = publish.begin(volume, key)
-    try:
-        donors = [os.path.join(path, FILES) for path in old]
-        if held.generation:
-            published = volume.generation(key.kind, key.digest, held.generation)
-            donors.append(os.path.join(published, FILES))
-        with using("the volume"):
-            done = _take_over(wanted, donors, os.path.join(staging.path, FILES))
+    staging = stagings.begin(volume, key)
+
+    def worth_keeping() -> bool:
+        return any(map(_may_be_proved, wanted)) and partial.resumable(staging.path)
+
+    with stagings.staged(staging, grant, worth_keeping=worth_keeping):
+        broken = _generations(volume, key, held)
+        finders = [adopt.finder(place, model) for place in places]
+
+        def donors(file: SourceFile) -> Iterator[adopt.Donor]:
+            for left in (*old, *broken):
+                path = os.path.join(left, FILES, file.path)
+                if not takeover.led_away(volume.root, path):
+                    yield path, True
+            for find in finders:
+                yield from find(file)
+
+        if old or broken or finders:
+            grant.note("verifying what is there")
+            wanted = takeover.described(wanted, source, model, donors, old)
+        room = sum(f.size for f in wanted if not adopt.near(donors(f), f, staging.path))
+        parts = (partial.total(partial.spans(left, f)) for f in wanted for left in old)
+        capacity.require(staging.path, max(0, room - sum(parts)))
+        done = takeover.take_over(wanted, donors, staging.path)
         missing = [file for file in wanted if file.path not in done]
-        _reserve(volume, missing)
-        _fetch_all(source, model, missing, staging=staging.path, done=done, progress=progress)
+        present = takeover.take_over_parts(missing, old, staging.path, root=volume.root)
+        # Now: who is killed after publishing leaves a key that nobody claims again.
+        for path in old:
+            stagings.discard(stagings.Staging(path, key, ""))
+        coming = {f.path: f.size - partial.total(present.get(f.path, ())) for f in missing}
+        need = sum(coming.values())
+        capacity.require(staging.path, need)
+        told = _Told(need, grant, meter)
+        transfer = Transfer(
+            source,
+            model,
+            staging=staging.path,
+            moved=told,
+            writing=writing,
+            connections=_CONNECTIONS,
+        )
+        with meter.running(coming), _shortfall(volume, told):
+            done |= transfer.run(missing, present)
         source.files(model)  # a directory must still be what it was when the copy began
+        grant.note("publishing")
+        _clear(staging.path)
         number = publish.publish(
             volume,
             staging,
@@ -95,187 +161,121 @@ def fill(
             source=str(model),
             seconds=time.monotonic() - started,
         )
-    except BaseException:
-        publish.discard(staging)
-        raise
-    for path in old:
-        publish.discard(publish.Staging(path, key, ""))
-    return number
+    size = sum(file.size for file in wanted)
+    return Filled(number, told.done, max(0, size - told.done))
 
 
-def missing_bytes(volume: Volume, key: Key, wanted: Iterable[SourceFile], held: Held) -> int:
-    """Count the bytes a fill would fetch: all, less what a broken generation still has.
+def listing(source: Source, model: ModelRef, selection: Selection) -> Listing:
+    """Ask which files a model has, and choose those that are wanted.
+
+    Raises:
+        SourceError: the source does not say.
+        UsageError: nothing that an engine could load is wanted.
+    """
+    files = source.files(model)
+    reasons = choose([file.path for file in files], selection)
+    kept = tuple(file for file in files if file.path not in reasons)
+    had, have = ([f for f in some if loadable(f.path)] for some in (files, kept))
+    if not kept or (had and not have):
+        raise UsageError(
+            f"got no weights of {model} after --include and --exclude, expected some",
+            reason="nothing-selected",
+            hint="patterns match whole paths, as *.safetensors or original/*",
+        )
+    saved = sum(file.size for file in files if file.path in reasons)
+    return Listing(kept, reasons, saved)
+
+
+def missing_bytes(
+    volume: Volume,
+    key: Key,
+    wanted: Iterable[SourceFile],
+    held: Held,
+    *,
+    model: ModelRef,
+    places: Sequence[str],
+) -> int:
+    """Count the bytes a fill would fetch: all, less what is there and can be proved.
 
     Files are taken at their sizes; the fill itself hashes them.
     """
-    good: dict[str, int] = {}
-    if held.generation:
-        top = os.path.join(volume.generation(key.kind, key.digest, held.generation), FILES)
-        for file in wanted:
-            with contextlib.suppress(OSError):
-                good[file.path] = os.stat(os.path.join(top, file.path)).st_size
-    return sum(file.size for file in wanted if good.get(file.path) != file.size)
+    broken = _generations(volume, key, held)
+    finders = [adopt.finder(place, model) for place in places]
+
+    def there(file: SourceFile) -> bool:
+        paths = [os.path.join(left, FILES, file.path) for left in broken]
+        paths += [path for find in finders for path, _ in find(file)]
+        return _may_be_proved(file) and any(adopt.sized(path, file) for path in paths)
+
+    return sum(file.size for file in wanted if not there(file))
 
 
-def _fetch_all(
-    source: Source,
-    model: ModelRef,
-    missing: Sequence[SourceFile],
-    *,
-    staging: str,
-    done: dict[str, SealedFile],
-    progress: Callable[[int, int], None],
-) -> None:
-    """Fetch and verify files, a few at a time; the first failure stops the rest."""
-    total = sum(file.size for file in missing)
-    stop = threading.Event()
-    counter = _Counter(total, progress, stop)
+def _generations(volume: Volume, key: Key, held: Held) -> list[str]:
+    return [volume.generation(key.kind, key.digest, held.generation)] if held.generation else []
 
-    def one(file: SourceFile) -> SealedFile:
-        private = os.path.join(
-            staging, _DOWNLOAD, hashlib.sha256(os.fsencode(file.path)).hexdigest()
-        )
-        counter.add(0)
-        with using("the volume"):
-            os.makedirs(private)
-            target = os.path.join(private, os.path.basename(file.path))
-            source.fetch(model, file, target, counter.add)
-            sealed = verify(target, file)
-            _move(target, os.path.join(staging, FILES, file.path))
-        return sealed
 
-    pool = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="fetch")
-    futures: list[Future[SealedFile]] = [pool.submit(one, file) for file in missing]
-    pending = set(futures)
+def _may_be_proved(file: SourceFile) -> bool:
+    """Whether the listing vouches for a file's bytes, or a question about it may."""
+    return provable(file.digests) or bool(file.version)
+
+
+class _Told:
+    """Adds up what arrives, and tells the meter and those who wait for the lock."""
+
+    def __init__(self, total: int, grant: Grant, meter: Meter) -> None:
+        self._total = total
+        self._grant = grant
+        self._meter = meter
+        self.done = 0
+        self._mutex = threading.Lock()
+
+    def __call__(self, path: str, count: int) -> None:
+        with self._mutex:
+            self.done += count
+            done = self.done
+        self._grant.note("downloading", done, self._total)
+        self._meter.moved(path, count)
+
+    @property
+    def left(self) -> int:
+        """Bytes still to come."""
+        return max(0, self._total - self.done)
+
+
+@contextlib.contextmanager
+def _shortfall(volume: Volume, told: _Told) -> Iterator[None]:
+    """Say how many bytes are too few where the room runs out midway."""
     try:
-        while pending:  # in turns: a signal is only handled between them
-            finished, pending = wait(pending, timeout=_TURN, return_when=FIRST_EXCEPTION)
-            for sealed in (future.result() for future in finished):
-                done[sealed.path.removeprefix(f"{FILES}/")] = sealed
-    finally:
-        stop.set()
-        pool.shutdown(wait=False, cancel_futures=True)
-        wait(futures, timeout=_TURN)
-    with using("the volume"):
-        _remove_downloads(os.path.join(staging, _DOWNLOAD))
-
-
-def verify(path: str, file: SourceFile) -> SealedFile:
-    """Hash a file and compare it with what the source says it is.
-
-    Raises:
-        IntegrityError: its size or hash differs.
-    """
-    size = os.stat(path).st_size
-    if size != file.size:
-        raise IntegrityError(
-            f"got {size} bytes of {file.path}, expected {file.size}",
-            reason="size-mismatch",
-            hint="run again; if it stays, the source or a proxy in between is broken",
-        )
-    sha256 = hashlib.sha256()
-    git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with open(path, "rb") as f:
-        while chunk := f.read(_CHUNK):
-            sha256.update(chunk)
-            if file.git_sha1 and not file.sha256:
-                git.update(chunk)
-    for name, got, expected in (
-        ("sha256", sha256.hexdigest(), file.sha256),
-        ("git blob hash", git.hexdigest(), None if file.sha256 else file.git_sha1),
-    ):
-        if expected and got != expected:
-            raise IntegrityError(
-                f"got {file.path} with {name} {got}, expected {expected}",
-                reason="hash-mismatch",
-                hint="run again; if it stays, the source or a proxy in between is broken",
-            )
-    return SealedFile(f"{FILES}/{file.path}", size, sha256.hexdigest())
-
-
-def _take_over(
-    wanted: Sequence[SourceFile], donors: Sequence[str], target: str
-) -> dict[str, SealedFile]:
-    """Link files that are already on the volume and prove to be the wanted ones."""
-    done: dict[str, SealedFile] = {}
-    for donor in donors:
-        for file in wanted:
-            path = os.path.join(donor, file.path)
-            if file.path in done or not os.path.isfile(path) or os.path.islink(path):
-                continue
-            if not (file.sha256 or file.git_sha1):
-                continue  # nothing to prove it by: it is fetched anew
-            try:
-                sealed = verify(path, file)
-            except IntegrityError:
-                continue
-            place = os.path.join(target, file.path)
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            try:
-                os.link(path, place)
-            except OSError:  # no hard links here, or too many: fetch it anew
-                continue
-            done[file.path] = sealed
-    return done
-
-
-def _reserve(volume: Volume, missing: Sequence[SourceFile]) -> None:
-    need = sum(file.size for file in missing) + _RESERVE
-    with using("the volume"):
-        info = os.statvfs(volume.root)
-    free = info.f_bavail * info.f_frsize
-    if need > free:
-        raise VolumeError(
-            f"got {free} bytes free on the volume, expected {need}: {need - free} too few",
-            reason="no-space",
-            hint="free space on it, or give it more",
-        )
+        yield
+    except VolumeError as exc:
+        if exc.reason != "no-space":
+            raise
+        with using("the volume"):
+            left = capacity.free(volume.root)
+        raise capacity.too_small(max(told.left, left + 1), left) from exc
 
 
 def _refuse_paths(files: Sequence[SourceFile]) -> None:
-    for file in files:
-        if not safe_path(file.path):
+    paths = [file.path for file in files]
+    counts = Counter(paths)
+    parents = {parent for path in paths for parent in _parents(path)}
+    for path in paths:
+        if not safe_path(path) or path in parents or counts[path] > 1:
             raise IntegrityError(
-                f"got the path {file.path!r} from the source, expected one inside the model",
+                f"got the path {path!r} from the source, expected a file inside the model that "
+                "is listed once",
                 reason="unsafe-path",
+                hint="look at the repository; its listing is not a model's",
             )
 
 
-def _move(source: str, target: str) -> None:
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    os.rename(source, target)
+def _parents(path: str) -> list[str]:
+    words = path.split("/")
+    return ["/".join(words[:count]) for count in range(1, len(words))]
 
 
-def _remove_downloads(path: str) -> None:
-    for directory, names, files in os.walk(path, topdown=False):
-        for name in files:
-            os.unlink(os.path.join(directory, name))
-        for name in names:
-            os.rmdir(os.path.join(directory, name))
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(path)
-
-
-class _StoppedError(BaseException):
-    """Another file's failure, or a signal, ended this download; no handler of failures sees it."""
-
-
-class _Counter:
-    """Adds up bytes from several threads, and stops them."""
-
-    def __init__(
-        self, total: int, progress: Callable[[int, int], None], stop: threading.Event
-    ) -> None:
-        self._total = total
-        self._progress = progress
-        self._stop = stop
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def add(self, count: int) -> None:
-        if self._stop.is_set():
-            raise _StoppedError
-        with self._lock:
-            self._done += count
-            done = self._done
-        self._progress(done, self._total)
+def _clear(staging: str) -> None:
+    """Remove what is no file of the piece."""
+    for name in (partial.PARTIAL, takeover.ADOPTED):
+        with using("the volume"), contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(os.path.join(staging, name))

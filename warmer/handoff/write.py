@@ -69,8 +69,15 @@ def write_shim(warm: WarmDir, version: str) -> None:
         _replace(os.path.join(directory, "METADATA"), text, 0o644)
 
 
-def announce(warm: WarmDir, volume: Volume, wanted: Mapping[Kind, Key]) -> None:
+def announce(warm: WarmDir, volume: Volume, wanted: Mapping[Kind, Key], *, on_volume: bool) -> None:
     """Record which pieces the running prefill wants, so that the probe can tell busy from missing.
+
+    Args:
+        warm: where to.
+        volume: where the pieces will be.
+        wanted: the pieces.
+        on_volume: whether a held lock file of the volume means that a piece is being filled; if
+            not, this pod's own lock on its warm dir means it.
 
     Raises:
         VolumeError: the warm dir failed.
@@ -80,7 +87,7 @@ def announce(warm: WarmDir, volume: Volume, wanted: Mapping[Kind, Key]) -> None:
             "kind": kind,
             "key": key.digest,
             "directory": volume.key(kind, key.digest),
-            "lock": volume.lock(kind, key.digest),
+            "lock": volume.lock(kind, key.digest) if on_volume else warm.lock,
         }
         for kind, key in wanted.items()
     ]

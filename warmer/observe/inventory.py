@@ -2,7 +2,7 @@
 
 On NFS a name that was looked for before it existed is not seen until the directory's attributes
 are fetched again, up to 25 s later; opening the directory fetches them. Every look here reopens
-the directory first.
+the directory first, and where even that is missing, all that lead to it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _GENERATION: Final = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 _UNREADABLE: Final = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+_LOOKS: Final = 3
+"""Looks at names that NFS calls stale: each reopens the directory, which fetches them anew."""
 _NEIGHBOURS: Final = 64
 """Keys of one kind read to find the nearest and to predict: enough for people, bounded on NFS."""
 
@@ -60,9 +62,7 @@ def observe(
         VolumeError: the volume cannot be read.
     """
     with using("the volume"):
-        seals: dict[Kind, seal.Seal] = {}
-        held = {kind: _judge(volume, key, seals) for kind, key in wanted.items()}
-        held |= _stale(held, seals)
+        held = _judge_all(volume, wanted)
         nearest: dict[Kind, Nearest] = {}
         rates: dict[Kind, float] = {}
         for kind, key in wanted.items():
@@ -80,6 +80,20 @@ def observe(
     return Inventory(held, nearest, rates)
 
 
+def _judge_all(volume: Volume, wanted: Mapping[Kind, Key]) -> dict[Kind, Held]:
+    """Judge every piece; a name that goes stale while it is looked at is looked at anew."""
+    for left in reversed(range(_LOOKS)):
+        seals: dict[Kind, seal.Seal] = {}
+        try:
+            held = {kind: _judge(volume, key, seals) for kind, key in wanted.items()}
+        except OSError as exc:
+            if exc.errno != errno.ESTALE or not left:
+                raise
+            continue
+        return held | _stale(held, seals)
+    raise AssertionError("the last look raises or returns")
+
+
 def highest_taken(volume: Volume, kind: Kind, digest: str) -> int:
     """Find the highest number ever given to a generation of a key, quarantined ones included.
 
@@ -88,7 +102,7 @@ def highest_taken(volume: Volume, kind: Kind, digest: str) -> int:
     taken = [0, *generations(volume, kind, digest)]
     prefix = f"{kind}-{digest}-"
     try:
-        names = _listdir(volume.quarantine)
+        names = _listdir(volume, volume.quarantine)
     except FileNotFoundError:
         names = []
     for name in names:
@@ -101,7 +115,7 @@ def highest_taken(volume: Volume, kind: Kind, digest: str) -> int:
 def generations(volume: Volume, kind: Kind, digest: str) -> list[int]:
     """List the generation numbers published under a key, newest first."""
     try:
-        names = _listdir(volume.key(kind, digest))
+        names = _listdir(volume, volume.key(kind, digest))
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted((int(n) for n in names if _GENERATION.fullmatch(n)), reverse=True)
@@ -207,7 +221,7 @@ def _broken(directory: str, record: seal.Seal) -> tuple[list[str], list[str]]:
 
 def _neighbours(volume: Volume, key: Key) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
-        digests = sorted(_listdir(volume.kind(key.kind)))
+        digests = sorted(_listdir(volume, volume.kind(key.kind)))
     except FileNotFoundError:
         return
     for digest in digests[:_NEIGHBOURS]:
@@ -258,8 +272,22 @@ def _restored(warm: WarmDir, key: Key, held: Held) -> bool:
     return found == wanted and os.path.isdir(warm.tree(key.kind))
 
 
-def _listdir(path: str) -> list[str]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def _listdir(volume: Volume, path: str) -> list[str]:
+    """List a directory of the volume as the server has it now."""
+    try:
+        return _list(path)
+    except FileNotFoundError:
+        # That it is missing may itself be remembered, by any directory on the way to it.
+        way = [path]
+        while way[-1] != volume.root:
+            way.append(os.path.dirname(way[-1]))
+        for directory in reversed(way[1:]):
+            os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        return _list(path)
+
+
+def _list(path: str) -> list[str]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return os.listdir(descriptor)
     finally:

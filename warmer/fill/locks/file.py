@@ -1,13 +1,15 @@
 """The kernel's lock on a file of the volume: an open-file-description lock, polled.
 
 Guarantees, on a local filesystem and on NFSv4, CephFS or Lustre mounted with ``flock``: one
-holder per key; it ends with the process, however that dies; it does not end when the process is
-merely stopped.
+holder per key; it ends with the process, however that dies. A holder that is merely stopped, or
+that hangs, keeps the kernel's lock: when its record has been seen unchanged for a lease, a
+waiter puts a new lock file in the old one's place, and the old lock excludes nobody any more.
 
 Does *not* guarantee: anything on mounts whose locks stay in one kernel (NFSv3 ``nolock``, SMB
-``nobrl``, FUSE without lock operations); that a node which lost its lease and came back cannot
-write to *other* files. `still_mine` finds that out by writing through the locked descriptor,
-which fails with EIO on NFSv4 once the lock is lost, and publishing never replaces anything.
+``nobrl``, FUSE without lock operations), which `warmer.observe.mount` tells; that a node which
+lost its lease and came back cannot write to *other* files. `still_mine` finds such losses out:
+it writes through the locked descriptor, which fails with EIO on NFSv4 once the lock is lost, and
+looks whether the name still leads to the locked file. Publishing never replaces anything.
 
 OFD locks (``fcntl(2)``, F_OFD_SETLK) belong to the descriptor: another open and close of the
 same file by this process does not drop them, as it would with POSIX locks. Blocking waits are
@@ -18,29 +20,32 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import json
 import os
-import re
-import struct
+import secrets
+import threading
+import time
 from typing import TYPE_CHECKING, Final
 
-from warmer.errors import VolumeError, using
-from warmer.fill.locks import Owner
+import structlog
+
+from warmer.errors import using
+from warmer.fill.locks import BEATS, LEASE, lost, ofd
+from warmer.fill.locks.heartbeat import Heartbeat
+from warmer.fill.locks.record import SIZE, Owner, encode, parse
+from warmer.fill.locks.sight import Sight
 
 if TYPE_CHECKING:
     from warmer.layout import Volume
     from warmer.model import Key
 
-# struct flock with 64-bit offsets: type, whence, start, length, pid (0 for OFD locks).
-_FLOCK: Final = "hhqqi4x"
-_WHOLE_FILE: Final = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-_NOTHING: Final = struct.pack(_FLOCK, fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
-_RECORD: Final = 512
-"""Bytes of an owner's record, padded."""
-_EPOCH: Final = re.compile(rb'\{"epoch": (\d{1,18}),')
-_BUSY: Final = (errno.EAGAIN, errno.EACCES)
-_NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_log = structlog.get_logger(__name__)
+_PLACE: Final = "the volume"
+_POLL: Final = 0.5
+_TURNS: Final = 3
+"""Times a lock file may be replaced between its opening and its locking."""
+_RELEASE: Final = 1.0
+_GONE: Final = (errno.EIO, errno.ESTALE, errno.ENOENT, errno.EBADF)
+"""What a lost lock or a deleted lock file answers with; anything else proves nothing."""
 
 
 class FileLock:
@@ -49,44 +54,45 @@ class FileLock:
     Args:
         volume: the volume whose keys are locked.
         me: how this process is named to waiters.
+        node: the boot id of this machine.
+        lease: seconds this owner's record may stand still before others take over.
     """
 
-    def __init__(self, volume: Volume, *, me: str) -> None:
-        self._volume = volume
-        self._me = me
+    poll = _POLL
 
-    def try_acquire(self, key: Key) -> FileGrant | None:
-        """Take the key's lock without blocking; None while another owner has it.
+    def __init__(self, volume: Volume, *, me: str, node: str = "", lease: float = LEASE) -> None:
+        self._volume = volume
+        self._me = Owner(name=me, node=node, lease=lease)
+        self._sight = Sight()
+
+    def try_acquire(self, key: Key) -> FileGrant | Owner:
+        """Take the key's lock without blocking, or learn who has it.
 
         Raises:
             VolumeError: the volume is read-only, or its filesystem has no locks.
         """
-        return acquire(self._volume.lock(key.kind, key.digest), me=self._me, place="the volume")
-
-    def owner(self, key: Key) -> Owner | None:
-        """Who holds it now; None when nobody does."""
         path = self._volume.lock(key.kind, key.digest)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _WHOLE_FILE)
-            if struct.unpack(_FLOCK, answer)[0] == fcntl.F_UNLCK:
-                return None
-            return _read(descriptor)
-        except OSError:
-            return None
-        finally:
-            os.close(descriptor)
+        found = acquire(path, me=self._me, place=_PLACE)
+        if isinstance(found, Owner):
+            unchanged = self._sight.unchanged(path, found)
+            if unchanged >= (found.lease or self._me.lease):
+                with using(_PLACE):
+                    _break(path, found, silent=unchanged)
+                found = acquire(path, me=self._me, place=_PLACE)
+        if isinstance(found, FileGrant):
+            found.live()
+        return found
+
+    def leave(self, _key: Key, /) -> None:
+        """Nothing is seen of who waits."""
 
 
-def acquire(path: str, *, me: str, place: str) -> FileGrant | None:
-    """Take the lock of one file without blocking; None while another descriptor has it.
+def acquire(path: str, *, me: Owner, place: str) -> FileGrant | Owner:
+    """Take the lock of one file without blocking, or read who has it.
 
     Args:
-        path: the lock file; made, with its directory, where it is missing, and never deleted.
-        me: how this process is named to waiters.
+        path: the lock file; made, with its directory, where it is missing.
+        me: who asks.
         place: names the filesystem in errors.
 
     Raises:
@@ -94,96 +100,200 @@ def acquire(path: str, *, me: str, place: str) -> FileGrant | None:
     """
     with using(place):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WHOLE_FILE)
-        except OSError as exc:
-            os.close(descriptor)
-            if exc.errno in _BUSY:
-                return None
-            if exc.errno in _NO_LOCKS:
-                raise VolumeError(
-                    f"{place} takes no file locks ({exc.strerror}) at {path}",
-                    reason="no-locks",
-                    hint="mount it with locks: NFSv4, or Lustre with -o flock",
-                ) from exc
-            raise
-        try:
-            grant = FileGrant(descriptor, epoch=_read(descriptor).epoch + 1, me=me)
-            grant.record()
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return grant
+        for _ in range(_TURNS):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                if not ofd.try_lock(descriptor, place=place, path=path):
+                    return _read(path)
+                if _leads_to(path, descriptor):
+                    before = parse(os.pread(descriptor, SIZE, 0))
+                    mine, descriptor = descriptor, -1  # the grant's to close from here on
+                    return FileGrant(mine, path, before=before, me=me)
+            finally:
+                if descriptor >= 0:
+                    os.close(descriptor)
+        return _read(path)
 
 
 class FileGrant:
     """A held kernel lock.
 
     Args:
-        descriptor: the locked descriptor; owned from now on.
-        epoch: this grant's number.
-        me: how this process is named to waiters.
+        descriptor: the locked descriptor, owned from now on; `path` is its name.
+        before: what the record said; `me` holds it now.
+
+    Raises:
+        OSError: the record could not be written.
     """
 
-    def __init__(self, descriptor: int, *, epoch: int, me: str) -> None:
-        self.epoch = epoch
-        self._me = me
-        self._descriptor: int | None = descriptor
+    exclusive = True
 
-    def record(self) -> None:
-        """Write who holds the lock, through the locked descriptor and down to the server.
+    def __init__(self, descriptor: int, path: str, *, before: Owner, me: Owner) -> None:
+        self.epoch = before.epoch + 1
+        self._descriptor: int | None = descriptor
+        self._path = path
+        self._mutex = threading.Lock()
+        self._doing = ("", 0, 0)
+        self._heartbeat: Heartbeat | None = None
+        self._warned = self._lost = False
+        self._beat_at = 0.0
+        self._owner = Owner(self.epoch, me.name, secrets.token_hex(8), me.node, 1, me.lease)
+        try:
+            self._write(self._owner)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                ofd.unlock(descriptor)  # as in `release`
+            os.close(descriptor)
+            raise
+
+    def live(self) -> None:
+        """Show signs of life from now on, as waiters of other pods expect."""
+        every = self._owner.lease / BEATS
+        self._heartbeat = Heartbeat(os.path.basename(self._path), self._renew, every=every)
+
+    def note(self, phase: str, done: int = 0, total: int = 0) -> None:
+        """Say what is being done; see `Grant.note`.
 
         Raises:
-            OSError: on NFSv4, EIO when the lock was lost.
+            LostGrantError: a rewriting found the lock lost.
         """
-        self._write({"epoch": self.epoch, "owner": self._me})
+        self._doing = (phase, done, total)
+        if self._heartbeat is not None and self._heartbeat.lost.is_set():
+            raise lost(os.path.basename(self._path))
 
     def still_mine(self) -> bool:
         """Whether the lock still holds: a write and fsync through the locked descriptor."""
-        if self._descriptor is None:
-            return False
         try:
-            self.record()
-            return os.fstat(self._descriptor).st_nlink > 0  # deleted, it excludes nobody
+            return self._renew()
         except OSError:
             return False
 
     def release(self) -> None:
         """Give the lock back; the record keeps the epoch growing."""
-        if self._descriptor is None:
-            return
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        if not self._mutex.acquire(timeout=_RELEASE):
+            return  # a rewriting hangs in the kernel: the lock ends with the process
+        try:
+            if self._descriptor is None:
+                return
+            if not self._lost:  # else the record may be another's by now
+                with contextlib.suppress(OSError):
+                    self._write(self._owner.freed())
+            with contextlib.suppress(OSError):
+                # A process forked meanwhile may share the descriptor; closing ours would not do.
+                ofd.unlock(self._descriptor)
+            descriptor, self._descriptor = self._descriptor, None
+            with contextlib.suppress(OSError):  # close(2) frees it even when it fails
+                os.close(descriptor)
+        finally:
+            self._mutex.release()
+
+    def _renew(self) -> bool:
+        """Rewrite the record; False where the lock is lost for certain.
+
+        Raises:
+            OSError: it could not be written, for a reason that proves no loss.
+        """
+        with self._mutex:
+            if self._descriptor is None or self._lost:
+                return False
+            try:
+                found = _read(self._path)
+                self._lost = found.nonce != self._owner.nonce and found.epoch >= self.epoch
+                if not self._lost:
+                    fresh = self._owner.next_beat(*self._doing)
+                    self._write(fresh)
+                    self._owner = fresh
+                    self._lost = not _leads_to(self._path, self._descriptor)
+            except OSError as exc:
+                if exc.errno not in _GONE:
+                    raise
+                self._lost = True
+            if self._lost or found.nonce != self._owner.nonce:
+                self._suspect(self._descriptor)
+            return not self._lost
+
+    def _suspect(self, descriptor: int) -> None:
+        """Say so where another has the lock though this owner gave nobody a reason to take it.
+
+        A lock passes on when its owner lets go, dies, shows no life for a lease, or is cut off
+        from the server for as long as that one allows.
+        """
         with contextlib.suppress(OSError):
-            self._write({"epoch": self.epoch, "owner": ""})
-        with contextlib.suppress(OSError):
-            # A process forked meanwhile may share the descriptor; closing ours would not do.
-            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _NOTHING)
-        descriptor, self._descriptor = self._descriptor, None
-        with contextlib.suppress(OSError):  # close(2) frees the descriptor even when it fails
-            os.close(descriptor)
+            other = _read(self._path)
+            another = bool(other.name) and other.nonce != self._owner.nonce
+            lively = time.monotonic() - self._beat_at < self._owner.lease
+            if another and lively and _leads_to(self._path, descriptor) and not self._warned:
+                self._warned = True
+                _log.warning(
+                    "a living owner's lock was given to another: do locks exclude on this mount?",
+                    lock=os.path.basename(self._path),
+                    other=other.name,
+                    same_node=other.node == self._owner.node,
+                    hint="NFS nodes of one hostname are one client to the server: name them apart, "
+                    "or set nfs.nfs4_unique_id; or use --lock k8s:// or s3://",
+                )
 
-    def _write(self, record: dict[str, object]) -> None:
-        if self._descriptor is None:
+    def _write(self, owner: Owner) -> None:
+        if (mine := self._descriptor) is None:
             return
-        os.pwrite(self._descriptor, _encode(record), 0)
-        os.ftruncate(self._descriptor, _RECORD)
-        os.fsync(self._descriptor)
+        if os.pwrite(mine, encode(owner), 0) < SIZE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if os.fstat(mine).st_size > SIZE:  # what somebody else left there
+            os.ftruncate(mine, SIZE)
+        os.fsync(mine)
+        self._beat_at = time.monotonic()
 
 
-def _encode(record: dict[str, object]) -> bytes:
-    """Render a record in one size, so that a shorter one never leaves the end of a longer one."""
-    owner = str(record["owner"])
-    while len(data := json.dumps(record | {"owner": owner}).encode()) > _RECORD:
-        owner = owner[: len(owner) // 2]
-    return data.ljust(_RECORD)
+def _break(path: str, seen: Owner, *, silent: float) -> None:
+    """Put a free lock file in the place of one whose owner shows no life.
 
-
-def _read(descriptor: int) -> Owner:
-    """Read the owner's record; of a torn or foreign one, the epoch at least if it is there."""
-    data = os.pread(descriptor, 2 * _RECORD, 0)
+    One breaker at a time; it looks again under a lock of its own, so that no successor's lock
+    file is taken for the dead one's.
+    """
+    guard = acquire(f"{path}.break", me=Owner(name="a breaker"), place=_PLACE)
+    if isinstance(guard, Owner):
+        return
     try:
-        record = json.loads(data or b"{}")
-        return Owner(str(record.get("owner", "")), int(record.get("epoch", 0)))
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        found = _EPOCH.match(data)
-        return Owner("", int(found[1]) if found else 0)
+        if _read(path) != seen:
+            return
+        which = {"lock": os.path.basename(path), "owner": seen.name, "epoch": seen.epoch}
+        _log.warning("taking over", **which, silent_s=round(silent))
+        fresh = f"{path}.{secrets.token_hex(4)}"
+        with open(fresh, "xb") as f:
+            f.write(encode(Owner(epoch=seen.epoch)))
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(fresh, path)
+    finally:
+        guard.release()
+
+
+def _read(path: str) -> Owner:
+    """Read the record by its name; opening it anew makes NFS ask the server."""
+    _reopen(os.path.dirname(path))
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Owner()
+    try:
+        return parse(os.pread(descriptor, SIZE, 0))
+    finally:
+        os.close(descriptor)
+
+
+def _leads_to(path: str, descriptor: int) -> bool:
+    """Whether the name still leads to the locked file; replaced or deleted, it excludes nobody."""
+    _reopen(os.path.dirname(path))
+    try:
+        named = os.stat(path)
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(descriptor)
+    return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+def _reopen(directory: str) -> None:
+    """Make NFS fetch the directory anew; until then it answers from memory."""
+    os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))

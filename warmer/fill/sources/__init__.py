@@ -1,18 +1,19 @@
 """Sources: where weights come from. One protocol, one place per file, unaware of each other.
 
-A source resolves a revision, lists files with what their bytes must hash to, and copies one file
-at a time. It neither retries, nor locks, nor knows the volume: those wrap it from outside.
+A source resolves a revision, lists files with what their bytes must hash to, and opens ranges of
+their bytes. It neither retries, nor locks, nor writes, nor knows the volume: those wrap it from
+outside.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from warmer.errors import SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
     from warmer.model import ModelRef
 
@@ -24,14 +25,15 @@ class SourceFile:
     Attributes:
         path: relative, with ``/``.
         size: bytes.
-        sha256: what its bytes must hash to, where the source says so (LFS files on the hub).
-        git_sha1: git's blob hash, where the source says so (other files on the hub).
+        digests: what its bytes must hash to, as far as the source says so: names of
+            `warmer.fill.digests` → lower-case hex digits.
+        version: what changes when the source's bytes do (an ETag), where it matters.
     """
 
     path: str
     size: int
-    sha256: str | None = None
-    git_sha1: str | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+    version: str = ""
 
 
 class TransientSourceError(SourceError):
@@ -39,13 +41,38 @@ class TransientSourceError(SourceError):
 
     Attributes:
         retry_after: seconds the source asked to wait, if it did.
+        throttled: whether the source asks everybody to slow down.
     """
 
     def __init__(
-        self, message: str, *, reason: str, hint: str = "", retry_after: float | None = None
+        self,
+        message: str,
+        *,
+        reason: str,
+        hint: str = "",
+        retry_after: float | None = None,
+        throttled: bool = False,
     ) -> None:
         super().__init__(message, reason=reason, hint=hint)
         self.retry_after = retry_after
+        self.throttled = throttled
+
+
+class Reader(Protocol):
+    """The bytes of one range, in order."""
+
+    digests: Mapping[str, str]
+    """What this answer says of the whole file, beyond the listing."""
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Put the next bytes into the buffer; return how many, 0 when there are no more.
+
+        Raises:
+            SourceError: the connection broke, or worse.
+        """
+
+    def close(self) -> None:
+        """Let go of the connection; safe to call twice."""
 
 
 class Source(Protocol):
@@ -65,17 +92,16 @@ class Source(Protocol):
             SourceError: not found, denied, unreachable.
         """
 
-    def fetch(
-        self, model: ModelRef, file: SourceFile, target: str, progress: Callable[[int], None]
-    ) -> None:
-        """Copy one file to `target`, a path that does not exist, in a directory of its own.
-
-        Args:
-            model: the resolved revision.
-            file: which file.
-            target: absolute path; its directory may be used for partial bytes.
-            progress: called with the number of bytes that arrived since the last call.
+    def describe(self, model: ModelRef, file: SourceFile) -> SourceFile:
+        """Add the digests that only a question about this one file tells.
 
         Raises:
-            SourceError: not found, denied, unreachable, cut short.
+            SourceError: not found, denied, unreachable, changed since it was listed.
+        """
+
+    def open(self, model: ModelRef, file: SourceFile, start: int, end: int) -> Reader:
+        """Open the bytes from `start` up to `end` of a file.
+
+        Raises:
+            SourceError: not found, denied, unreachable, changed since it was listed.
         """

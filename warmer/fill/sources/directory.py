@@ -10,18 +10,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from warmer.errors import SourceError
 from warmer.fill.sources import SourceFile, TransientSourceError
 from warmer.model import canonical
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from warmer.model import ModelRef
-
-_CHUNK: Final = 1 << 20
 
 
 class Directory:
@@ -50,24 +48,17 @@ class Directory:
             )
         return tuple(SourceFile(path, info.st_size) for path, info in self._listing())
 
-    def fetch(
-        self, model: ModelRef, file: SourceFile, target: str, progress: Callable[[int], None]
-    ) -> None:
-        """Copy one file."""
+    def describe(self, _model: ModelRef, file: SourceFile) -> SourceFile:
+        """Nobody vouches for a directory's bytes."""
+        return file
+
+    def open(self, model: ModelRef, file: SourceFile, start: int, end: int) -> _Reader:
+        """Open a range of a file."""
         try:
-            source = open(os.path.join(model.name, file.path), "rb")  # noqa: SIM115 - used below
+            descriptor = os.open(os.path.join(model.name, file.path), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as exc:
             raise self._error(exc) from exc
-        with source, open(target, "xb") as out:
-            while True:
-                try:
-                    chunk = source.read(_CHUNK)
-                except OSError as exc:
-                    raise self._error(exc) from exc
-                if not chunk:
-                    return
-                out.write(chunk)
-                progress(len(chunk))
+        return _Reader(descriptor, start, end, self._error)
 
     def _listing(self) -> list[tuple[str, os.stat_result]]:
         top = self._model.name
@@ -99,6 +90,34 @@ class Directory:
         if isinstance(exc, FileNotFoundError):
             return SourceError(message, reason="not-found")
         return TransientSourceError(message, reason="io")
+
+
+class _Reader:
+    """A range of an open file."""
+
+    def __init__(
+        self, descriptor: int, start: int, end: int, error: Callable[[OSError], SourceError]
+    ) -> None:
+        self.digests: Mapping[str, str] = {}
+        self._descriptor = descriptor
+        self._at = start
+        self._end = end
+        self._error = error
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Put the next bytes into the buffer."""
+        try:
+            count = os.preadv(self._descriptor, [buffer[: self._end - self._at]], self._at)
+        except OSError as exc:
+            raise self._error(exc) from exc
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def _refuse_link(path: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from warmer.errors import UsageError
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -24,8 +22,10 @@ def open_source(model: ModelRef, *, environment: Mapping[str, str]) -> Source:
         from warmer.fill.sources.hub import Hub  # noqa: PLC0415 - pay for one source
 
         return Hub(model, environment=environment)
-    if model.scheme == "file":
-        from warmer.fill.sources.directory import Directory  # noqa: PLC0415 - as above
+    if model.scheme == "s3":
+        from warmer.fill.sources.s3 import S3  # noqa: PLC0415 - as above
 
-        return Directory(model)
-    raise UsageError(f"got the scheme {model.scheme!r}, expected hf or file", reason="bad-model")
+        return S3(model)
+    from warmer.fill.sources.directory import Directory  # noqa: PLC0415 - as above
+
+    return Directory(model)

@@ -1,0 +1,211 @@
+"""Buckets that cannot keep a lock: which error, what to do about it, and no secret in it."""
+
+import os
+import sys
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(__file__))
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+import runs
+import s3
+from proxy import Proxy
+
+
+@pytest.fixture
+def use(monkeypatch):
+    def use(environment):
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+    return use
+
+
+def objects(bucket):
+    return {"mechanism": "s3", "place": bucket, "prefix": "locks"}
+
+
+def kept(bucket):
+    listed = s3.seaweed().client().list_objects_v2(Bucket=bucket, Prefix="locks/")
+    return [found["Key"] for found in listed.get("Contents", [])]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [s3.Keys("AKIAPLANTED", "planted-secret"), s3.Keys("testkey", "planted-secret")],
+    ids=["unknown key", "wrong secret"],
+)
+def test_wrong_keys_are_denied_and_not_repeated(refused, bucket, use, keys):
+    use(s3.seaweed().environment(keys))
+    error = refused(objects(bucket), keys.secret_key)
+    assert error.reason == "lock-denied"
+    assert kept(bucket) == []
+
+
+def test_no_keys_at_all_are_denied_with_what_to_give(refused, bucket, use):
+    environment = s3.seaweed().environment()
+    del environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"]
+    use(environment)
+    error = refused(objects(bucket))
+    assert error.reason == "lock-denied"
+    assert "AWS_ACCESS_KEY_ID" in error.hint
+
+
+def test_expired_credentials_are_told_from_wrong_ones(refused, bucket, use):
+    with s3.ExpiredCredentials(s3.seaweed()) as expired:
+        use(expired.environment())
+        error = refused(objects(bucket), expired.keys.secret_key, expired.keys.token)
+    assert error.reason == "lock-denied"
+    assert "expired" in error.hint
+
+
+def test_credentials_that_may_only_read_are_denied_before_anything_is_filled(refused, bucket, use):
+    use(s3.seaweed().environment(s3.Seaweed.reader))
+    error = refused(objects(bucket), s3.Seaweed.reader.secret_key)
+    assert error.reason == "lock-denied"
+    assert "s3:PutObject" in error.hint
+    assert kept(bucket) == []
+
+
+def test_a_bucket_that_is_absent_is_named(refused, use):
+    use(s3.rclone().environment())  # the other makes the buckets it lacks
+    error = refused(objects("no-such-bucket"))
+    assert error.reason == "no-bucket"
+    assert "no-such-bucket" in error.message
+
+
+def test_a_bucket_that_ignores_conditions_is_refused_each_time(refused, use):
+    server = s3.rclone()
+    use(server.environment())
+    name = server.bucket()
+    for _ in range(2):
+        error = refused(objects(name), server.secret_key)
+        assert error.reason == "no-conditional-writes"
+        assert "If-None-Match" in error.hint
+
+
+@pytest.mark.parametrize("only", ["If-None-Match", "If-Match"])
+def test_a_bucket_that_obeys_only_one_of_the_two_conditions_is_refused(refused, bucket, use, only):
+    class Deaf(Proxy):
+        """Answers writes under the other condition as if there were none."""
+
+        def take(self, head):
+            fault = super().take(head)
+            other = {"If-None-Match": "if-match", "If-Match": "if-none-match"}[only]
+            if head.first[0] == "PUT" and other in head.headers:
+                fault.status, fault.headers = 200, {"ETag": '"0123"'}
+            return fault
+
+    with Deaf(s3.seaweed().endpoint) as proxy:
+        use(s3.seaweed().environment(endpoint=proxy.url))
+        assert refused(objects(bucket)).reason == "no-conditional-writes"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ((500, "InternalError"), "lock-unavailable"),
+        ((503, "SlowDown"), "lock-unavailable"),
+        ((400, "RequestTimeout"), "lock-unavailable"),
+        ((403, "AccessDenied"), "lock-denied"),
+        ((400, "InvalidBucketName"), "lock-refused"),
+        ((501, "NotImplemented"), "no-conditional-writes"),
+    ],
+    ids=str,
+)
+def test_what_the_service_says_decides_the_reason(refused, bucket, use, said, reason):
+    status, code = said
+    with Proxy(s3.seaweed().endpoint) as proxy:
+        use(s3.seaweed().environment(endpoint=proxy.url))
+        proxy.fault(method="PUT", status=status, body=s3.refusal(code, "as the service says it"))
+        error = refused(objects(bucket), s3.seaweed().secret_key)
+    assert error.reason == reason
+    assert str(status) in error.message
+
+
+def test_an_endpoint_that_is_not_there_is_unreachable(refused, bucket, use):
+    endpoint = f"http://127.0.0.1:{runs.closed_port()}"
+    use(s3.seaweed().environment(endpoint=endpoint))
+    error = refused(objects(bucket), s3.seaweed().secret_key)
+    assert error.reason == "lock-unreachable"
+    assert "AWS_ENDPOINT_URL" in error.hint
+
+
+@pytest.mark.parametrize("method", ["PUT", "GET"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {
+            "status": 200,
+            "body": b"<html><p>Log in, please",
+            "headers": {"Content-Type": "text/html"},
+        },
+        {"status": 200},
+        {"status": 503, "body": b"<html><p>upstream connect error"},
+    ],
+    ids=["portal", "empty", "gateway"],
+)
+def test_what_is_not_an_answer_of_s3_is_none(refused, bucket, use, method, answer):
+    with Proxy(s3.seaweed().endpoint) as proxy:
+        use(s3.seaweed().environment(endpoint=proxy.url))
+        proxy.fault(method=method, **answer)
+        assert refused(objects(bucket)).reason in ("lock-unreachable", "lock-unavailable")
+
+
+def test_a_token_that_no_header_may_hold_is_not_repeated(refused, bucket, use):
+    """As from a Kubernetes secret that was made with echo: it ends in a newline."""
+    keys = s3.Keys("AKIAPLANTED", "planted-secret\n", "planted-session\n")
+    use(s3.seaweed().environment(keys))
+    error = refused(objects(bucket), "planted-secret", "planted-session")
+    assert "planted-session" in str(error.__cause__), "what must not be repeated"
+
+
+def test_a_role_whose_token_is_not_there_is_denied(refused, bucket, use, tmp_path):
+    environment = s3.seaweed().environment()
+    del environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"]
+    role = {"AWS_ROLE_ARN": s3.ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "none")}
+    use(environment | role)
+    assert refused(objects(bucket)).reason == "lock-denied"
+
+
+def test_a_password_in_the_endpoint_is_not_repeated(refused, bucket, use):
+    endpoint = f"http://user:planted-password@127.0.0.1:{runs.closed_port()}"
+    use(s3.seaweed().environment(endpoint=endpoint))
+    error = refused(objects(bucket), "planted-password")
+    assert "127.0.0.1" in error.message
+
+
+def test_an_endpoint_that_is_no_address_is_named(refused, bucket, use):
+    use(s3.seaweed().environment(endpoint="seaweed"))
+    error = refused(objects(bucket))
+    assert error.reason == "no-s3"
+    assert "AWS_ENDPOINT_URL" in error.hint
+
+
+@pytest.fixture
+def place(tmp_path):
+    with runs.place(tmp_path / "place") as place:
+        yield place
+
+
+def test_wrong_keys_end_prefill_with_4_and_are_printed_nowhere(place, bucket):
+    secret = "planted-secret-key"
+    env = s3.seaweed().environment(s3.Keys("AKIAPLANTED", secret))
+    options = ("--lock", f"s3://{bucket}/models")
+    place.fails(4, "lock-denied", "s3:PutObject", options=options, env=env)
+    result = place.run("prefill", *options, env=env)
+    assert result.code == 4
+    assert secret not in result.out + result.err
+
+
+def test_the_password_of_an_endpoint_that_stays_away_is_printed_nowhere(place):
+    secret = "PlantedInAnEndpoint"
+    endpoint = f"http://user:{secret}@127.0.0.1:{runs.closed_port()}"
+    env = s3.seaweed().environment(endpoint=endpoint)
+    options = ("--lock", "s3://locks/models", "--wait", "2", "--json")
+    result = place.run("prefill", *options, env=env)
+    assert result.code in (3, 4), "as it is taken: a wait that ended, or a lock that failed"
+    assert "the lock does not answer" in result.err
+    assert secret not in result.out + result.err

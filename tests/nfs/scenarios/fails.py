@@ -1,0 +1,3 @@
+"""Fails."""
+
+raise SystemExit("this went wrong")

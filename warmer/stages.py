@@ -1,0 +1,174 @@
+"""The stages that work on the volume, each under its key's lock. No policy: failures leave as errors."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from warmer.errors import SourceError, VolumeError
+from warmer.fill import kernels, progress, publish, restore, weights
+from warmer.handoff import write
+from warmer.model import KERNEL_KINDS
+from warmer.observe import inventory
+from warmer.plan import patience
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from warmer.fill.claim import Claims
+    from warmer.model import Held, Key, Kind, Step
+    from warmer.situation import Situation
+
+_log = structlog.get_logger(__name__)
+_VISIBLE: Final = 90.0
+"""Seconds for another owner's publish to become visible: NFS remembers a missing name up to 60."""
+_AGAIN: Final = 1.0
+
+
+def fill_weights(s: Situation, step: Step, claims: Claims) -> weights.Filled | None:
+    """Have the weights on the volume, by this process or another.
+
+    Returns:
+        What this process did; None where another filled them.
+
+    Raises:
+        SourceError: the source failed.
+        IntegrityError: bytes are not what the source says.
+        VolumeError: the volume failed.
+        BusyError: another owner is still filling, or the grant was lost.
+        LockError: the lock's service failed or refused.
+    """
+
+    def filled() -> bool:
+        return _look(s, {"weights": step.key})["weights"].verdict == "sealed"
+
+    with claims.claim(step.key, wait=_wait(s, step), filled=filled) as grant:
+        if not s.wanted.model.pinned:
+            raise SourceError(
+                f"got no answer what {s.wanted.model} means, expected a commit",
+                reason="unresolved",
+                hint="the server resolves and fetches it itself",
+            )
+        if grant is None:
+            return None
+        found = s.listing or weights.listing(s.source, s.wanted.model, s.settings.selection)
+        _log.info("filling", kind="weights", model=str(s.wanted.model), reason=step.reason)
+        try:
+            return weights.fill(
+                s.volume,
+                step.key,
+                model=s.wanted.model,
+                source=s.source,
+                wanted=found.files,
+                held=_look(s, {"weights": step.key})["weights"],
+                grant=grant,
+                meter=progress.meter("weights"),
+                places=s.places,
+                writing=s.settings.writing,
+            )
+        except publish.LostRaceError as exc:
+            _log.warning("another owner was faster, taking its weights", failure=exc.message)
+            _await(s, exc)
+            return None
+
+
+def build_kernels(s: Situation, claims: Claims) -> None:
+    """Have every kernel kind on the volume, by running the engine here or by another's run.
+
+    Raises:
+        EngineError: the engine failed.
+        IntegrityError: a sealed base is corrupt.
+        VolumeError: the volume or the warm dir failed.
+        BusyError: another owner is still building, or a grant or a race was lost.
+        LockError: the lock's service failed or refused.
+    """
+    keys = _kernel_keys(s)
+    step = next(step for step in s.plan.steps if step.action == "build")
+    wait = _wait(s, step)
+
+    def filled() -> bool:
+        return all(held.verdict == "sealed" for held in _look(s, keys).values())
+
+    if s.host.stack is None:
+        return
+    if s.host.stack.shim:
+        write.write_shim(s.warm, s.host.stack.shim)
+    with claims.claim(keys["compile"], wait=wait, filled=filled) as grant:
+        if grant is None:
+            return
+        _log.info("filling", kind="kernels", key=keys["compile"].short)
+        builder = kernels.Builder(
+            command=s.host.stack.command,
+            model_path=s.how.model_path,
+            serve_argv=s.how.argv,
+            environment=s.how.build_env,
+            timeout=s.settings.engine_timeout,
+        )
+        try:
+            kernels.build(
+                s.volume,
+                s.warm,
+                keys,
+                _look(s, keys),
+                builder=builder,
+                claims=claims,
+                grant=grant,
+                wait=wait,
+                tick=progress.Engine(),
+            )
+        except publish.LostRaceError as exc:
+            _await(s, exc)
+            raise
+
+
+def set_aside(s: Situation, claims: Claims) -> None:
+    """Quarantine every sealed kernel generation whose bytes are not what its seal says.
+
+    Raises:
+        VolumeError: the volume failed.
+        BusyError: another owner holds the lock.
+        LockError: the lock's service failed or refused.
+    """
+    for kind, key in _kernel_keys(s).items():
+        if s.held.held[kind].verdict not in ("sealed", "stale"):
+            continue
+        wait = 2 * s.settings.lock.lease if s.settings.wait is None else s.settings.wait
+        with claims.claim(key, wait=wait, filled=lambda: False):
+            held = _look(s, {kind: key})[kind]  # another pod may have been here meanwhile
+            if held.verdict == "sealed" and not restore.intact(s.volume, key, held.generation):
+                place = publish.quarantine(s.volume, key, held.generation)
+                _log.warning("quarantined", kind=kind, key=key.short, place=place)
+
+
+def _look(s: Situation, keys: Mapping[Kind, Key]) -> Mapping[Kind, Held]:
+    """Judge pieces; what is stale for a while was made by another owner a moment ago."""
+    deadline = time.monotonic() + _VISIBLE
+    while True:
+        try:
+            return inventory.observe(s.volume, s.warm, keys, neighbours=False).held
+        except VolumeError as exc:
+            if exc.reason != "stale-handle" or time.monotonic() > deadline:
+                raise
+        time.sleep(_AGAIN)
+
+
+def _await(s: Situation, lost: publish.LostRaceError) -> None:
+    """Wait until what another owner published first can be read here."""
+    kind = lost.key.kind
+    deadline = time.monotonic() + _VISIBLE
+    while time.monotonic() < deadline:
+        held = _look(s, {kind: lost.key})[kind]
+        if held.verdict == "sealed" and held.generation >= lost.generation:
+            return
+        time.sleep(_AGAIN)
+
+
+def _kernel_keys(s: Situation) -> dict[Kind, Key]:
+    return {kind: key for kind, key in s.wanted.keys.items() if kind in KERNEL_KINDS}
+
+
+def _wait(s: Situation, step: Step) -> float:
+    policy = s.settings.policy(step.kind)
+    return patience(step, policy, chosen=s.settings.wait, lease=s.settings.lock.lease)
