@@ -68,8 +68,9 @@ def examine(
             return
         known = {os.path.basename(mine)}
         if join is not None:
-            meeting = functools.partial(meet, volume, mine, timeout=join, alive=alive)
-            known.add(_together(meeting, volume, mount, url, show=show))
+            me = together.card(mount, url)
+            meeting = functools.partial(meet, volume, mine, me=me, timeout=join, alive=alive)
+            known.add(_together(meeting, volume, url, show=show))
         left = single.leftovers(volume, before - known, newer=mine)
         if left is not None:
             show(left)
@@ -78,7 +79,6 @@ def examine(
 def _together(
     meeting: Callable[[], Pair],
     volume: Volume,
-    mount: Mount,
     url: LockUrl,
     *,
     show: Callable[[Finding], None],
@@ -89,7 +89,7 @@ def _together(
     try:
         pair = meeting()
         with using(place.VOLUME):
-            _steps(pair, volume, mount, url)
+            _steps(pair, volume, url)
     except BusyError as exc:
         failure = of_error("joining", exc, part="partner")
     except VolumeError as exc:
@@ -102,8 +102,7 @@ def _together(
     return os.path.basename(pair.theirs) if pair is not None else ""
 
 
-def _steps(pair: Pair, volume: Volume, mount: Mount, url: LockUrl) -> None:
-    together.introduce(pair, mount, url)
+def _steps(pair: Pair, volume: Volume, url: LockUrl) -> None:
     a, b = pair.facts["a"], pair.facts["b"]
     if a["protocol"] != b["protocol"]:
         raise BusyError(

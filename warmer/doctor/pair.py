@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from warmer.layout import Volume
 
 Role = Literal["a", "b"]
+Card = dict[str, Any]
+"""Who a doctor is, and of what kind; both know it as they meet, before anything can go wrong."""
 
 PROTOCOL: Final = 1
 _PATIENCE: Final = 120.0
@@ -52,14 +54,24 @@ class Pair:
         mine: this doctor's private directory.
         theirs: the other's.
         role: ``a`` speaks first.
+        cards: who this one and the other say they are, as `meet` found out.
         alive: called now and then, whenever the volume has answered.
     """
 
-    def __init__(self, mine: str, theirs: str, role: Role, *, alive: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        mine: str,
+        theirs: str,
+        role: Role,
+        *,
+        cards: tuple[Card, Card],
+        alive: Callable[[], None],
+    ) -> None:
         self.mine = mine
         self.theirs = theirs
         self.role: Role = role
-        self.facts: dict[str, Any] = {}
+        a, b = cards if role == "a" else reversed(cards)
+        self.facts: dict[str, Any] = {"a": a, "b": b}
         self._told = 0
         self._learnt = 0
         self._touched = 0.0
@@ -136,12 +148,15 @@ class Pair:
             time.sleep(_LISTEN)
 
 
-def meet(volume: Volume, mine: str, *, timeout: float, alive: Callable[[], None]) -> Pair:
+def meet(
+    volume: Volume, mine: str, *, me: Card, timeout: float, alive: Callable[[], None]
+) -> Pair:
     """Find another doctor that wants to meet.
 
     Args:
         volume: where.
         mine: this doctor's private directory.
+        me: who this doctor is, for the other.
         timeout: seconds to wait for one.
         alive: called now and then, whenever the volume has answered.
 
@@ -149,7 +164,7 @@ def meet(volume: Volume, mine: str, *, timeout: float, alive: Callable[[], None]
         BusyError: none came.
         VolumeError: the volume failed.
     """
-    me = os.path.basename(mine)
+    nonce = os.path.basename(mine)
     deadline = time.monotonic() + timeout
     seen: dict[str, int] = {}
     beat = 0
@@ -158,19 +173,23 @@ def meet(volume: Volume, mine: str, *, timeout: float, alive: Callable[[], None]
         while True:
             beat += 1
             alive()
-            _put(os.path.join(mine, "card"), {"beat": beat})
+            _put(os.path.join(mine, "card"), {"beat": beat, "me": me})
             with contextlib.suppress(PermissionError):
                 os.utime(volume.doctor)
             theirs = _get(mine, "partner")
             if theirs is not None:
                 them = os.path.join(volume.doctor, str(theirs["nonce"]))
-                return Pair(mine, them, "a", alive=alive)
+                card = _get(them, "card")
+                if card is not None:
+                    return Pair(mine, them, "a", cards=(me, card["me"]), alive=alive)
             for name in sorted(place.listing(volume.doctor)):
-                card = _get(os.path.join(volume.doctor, name), "card") if name < me else None
+                card = _get(os.path.join(volume.doctor, name), "card") if name < nonce else None
                 if card is None:
                     continue
-                if seen.setdefault(name, card["beat"]) != card["beat"] and _claim(volume, me, name):
-                    return Pair(mine, os.path.join(volume.doctor, name), "b", alive=alive)
+                lives = seen.setdefault(name, card["beat"]) != card["beat"]
+                if lives and _claim(volume, nonce, name):
+                    them = os.path.join(volume.doctor, name)
+                    return Pair(mine, them, "b", cards=(me, card["me"]), alive=alive)
             if time.monotonic() > deadline:
                 raise BusyError(
                     f"got no doctor in another pod within {timeout:.0f} s, expected one",

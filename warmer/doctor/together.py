@@ -21,7 +21,7 @@ from warmer.doctor.pair import PROTOCOL
 from warmer.observe import inventory
 
 if TYPE_CHECKING:
-    from warmer.doctor.pair import Pair
+    from warmer.doctor.pair import Card, Pair
     from warmer.observe.mount import Mount
     from warmer.settings import LockUrl
 
@@ -36,14 +36,9 @@ _POLL: Final = 0.05
 _UNIQUE_ID: Final = "/sys/module/nfs/parameters/nfs4_unique_id"
 
 
-def introduce(pair: Pair, mount: Mount, url: LockUrl) -> None:
-    """Tell each other who one is.
-
-    Raises:
-        BusyError: the other left.
-        OSError: the volume failed.
-    """
-    me = {
+def card(mount: Mount, url: LockUrl) -> Card:
+    """Say who this doctor is, for the other."""
+    return {
         "protocol": PROTOCOL,
         "warmer": __version__,
         "hostname": socket.gethostname(),
@@ -52,12 +47,6 @@ def introduce(pair: Pair, mount: Mount, url: LockUrl) -> None:
         "unique_id": _unique_id(),
         "lock": f"{url.mechanism}://{url.place}/{url.prefix}",
     }
-    if pair.role == "a":
-        pair.tell(a=me)
-        pair.learn()
-    else:
-        pair.learn()
-        pair.tell(b=me)
 
 
 def names(pair: Pair) -> None:
