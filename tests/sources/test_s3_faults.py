@@ -233,6 +233,24 @@ def test_a_portal_in_between_is_no_listing(bucket, status, reason):
         bucket.source().resolve()
 
 
+@pytest.mark.parametrize("status", [301, 307, 400])
+def test_a_bucket_of_another_region_is_read_by_the_client_that_knows_how_to_follow(bucket, status):
+    data = os.urandom(1000)
+    bucket.put(SHARD, data)
+    source = bucket.source()
+    model, file = one(source)
+    elsewhere = XML | {"x-amz-bucket-region": "eu-west-1", "Location": "http://elsewhere.invalid/"}
+    body = s3.refusal("PermanentRedirect", "The bucket must be addressed elsewhere.")
+    fault = bucket.wire.fault(
+        method="GET", path=SHARD, status=status, headers=elsewhere, body=body, times=1
+    )
+    for start in (0, 500):
+        assert read(source.open(model, file, start, 1000)) == data[start:]
+    assert fault.times == 0, "it was not met"
+    gets = [path for method, path in bucket.wire.requests if method == "GET" and SHARD in path]
+    assert len(gets) == 3, "only the first request was made twice"
+
+
 # --- bodies that break or lie --------------------------------------------------------------------
 
 

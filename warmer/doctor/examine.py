@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from warmer.layout import Volume
-    from warmer.observe.mount import Mount
     from warmer.settings import LockUrl
 
 

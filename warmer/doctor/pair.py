@@ -148,9 +148,7 @@ class Pair:
             time.sleep(_LISTEN)
 
 
-def meet(
-    volume: Volume, mine: str, *, me: Card, timeout: float, alive: Callable[[], None]
-) -> Pair:
+def meet(volume: Volume, mine: str, *, me: Card, timeout: float, alive: Callable[[], None]) -> Pair:
     """Find another doctor that wants to meet.
 
     Args:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import boto3
 import botocore.exceptions as failures
+import botocore.session
 import urllib3
 from botocore.compat import HTTPHeaders
 from botocore.config import Config
@@ -28,6 +29,7 @@ from botocore.config import Config
 from warmer import __version__
 from warmer.errors import SourceError
 from warmer.fill.sources import SourceFile, s3_errors
+from warmer.fill.sources.s3_bytes import S3Bytes
 from warmer.model import canonical
 
 if TYPE_CHECKING:
@@ -75,7 +77,11 @@ class S3:
         self._prefix = f"{prefix}/"
         self._listed: dict[str, tuple[SourceFile, ...]] = {}
         try:
-            self._client = boto3.session.Session().client("s3", config=_CONFIG)
+            session = botocore.session.get_session()
+            self._client = boto3.session.Session(botocore_session=session).client(
+                "s3", config=_CONFIG
+            )
+            self._bytes = S3Bytes(session, self._client, self._bucket)
         except s3_errors.NO_CREDENTIALS as exc:
             raise s3_errors.translate(exc, f"s3://{model.name}") from exc
         except (failures.BotoCoreError, ValueError) as exc:
@@ -120,7 +126,7 @@ class S3:
         """Ask for the checksums of one object."""
         if "sha256" in file.digests:
             return file
-        headers, _ = self._ask(self._client.head_object, file, ChecksumMode="ENABLED")
+        headers, _ = self._ask(self._head, file, ChecksumMode="ENABLED")
         digests = whole_digests(headers, self._bucket)
         return dataclasses.replace(file, digests=dict(file.digests) | digests)
 
@@ -129,7 +135,7 @@ class S3:
         whole = (start, end) == (0, file.size)
         # Asked for a checksum, botocore computes it too: of a part that is work for nothing.
         span = {"ChecksumMode": "ENABLED"} if whole else {"Range": f"bytes={start}-{end - 1}"}
-        headers, body = self._ask(self._client.get_object, file, **span)
+        headers, body = self._ask(self._bytes.get, file, **span)
         wanted = f"bytes {start}-{end - 1}/{file.size}"
         length = headers.get("Content-Length", "unknown")
         said = headers.get("Content-Range") or (wanted if whole else "the whole object")
@@ -144,20 +150,18 @@ class S3:
         return S3Reader(body, self._where(file), digests)
 
     def _ask(
-        self, call: Callable[..., Any], file: SourceFile, **more: str
+        self, call: Callable[..., tuple[Mapping[str, str], Any]], file: SourceFile, **more: str
     ) -> tuple[HTTPHeaders, Any]:
         """Ask about the object that was listed; return the answer's headers and its body."""
         try:
-            found = call(
-                Bucket=self._bucket,
-                Key=self._prefix + file.path,
-                IfMatch=file.version,
-                **more,
-            )
+            headers, body = call(self._prefix + file.path, IfMatch=file.version, **more)
         except Exception as exc:
             raise s3_errors.translate(exc, self._where(file)) from exc
-        headers = HTTPHeaders.from_dict(found["ResponseMetadata"]["HTTPHeaders"])
-        return headers, found.get("Body")
+        return HTTPHeaders.from_dict(headers), body
+
+    def _head(self, key: str, **call: str) -> tuple[Mapping[str, str], None]:
+        found = self._client.head_object(Bucket=self._bucket, Key=key, **call)
+        return found["ResponseMetadata"]["HTTPHeaders"], None
 
     def _list(self) -> tuple[SourceFile, ...]:
         found: list[SourceFile] = []
