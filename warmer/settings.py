@@ -93,6 +93,7 @@ class Settings:
         selection: which of the model's files are wanted.
         adopt: Hugging Face caches and folders whose files are taken instead of fetched ones.
         writing: how weights are written.
+        workers: processes that fetch weights; None chooses by the CPUs there are.
         me: how this process is named to waiters.
         vllm: path of the `vllm` command; None finds it.
         image: digest of the container image; part of the kernels' keys.
@@ -113,6 +114,7 @@ class Settings:
     selection: Selection = ENGINE
     adopt: tuple[str, ...] = ()
     writing: Writing = Writing()
+    workers: int | None = None
     me: str = ""
     vllm: str | None = None
     image: str | None = None

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from warmer.errors import SourceError, VolumeError
-from warmer.fill import kernels, progress, publish, restore, weights
+from warmer.fill import kernels, progress, publish, restore, weights, workers
 from warmer.handoff import write
 from warmer.model import KERNEL_KINDS
-from warmer.observe import inventory
+from warmer.observe import cpus, inventory
 from warmer.plan import patience
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def fill_weights(s: Situation, step: Step, claims: Claims) -> weights.Filled | N
                 meter=progress.meter("weights"),
                 places=s.places,
                 writing=s.settings.writing,
+                workers=_workers(s),
             )
         except publish.LostRaceError as exc:
             _log.warning("another owner was faster, taking its weights", failure=exc.message)
@@ -163,6 +164,15 @@ def _await(s: Situation, lost: publish.LostRaceError) -> None:
         if held.verdict == "sealed" and held.generation >= lost.generation:
             return
         time.sleep(_AGAIN)
+
+
+def _workers(s: Situation) -> workers.Workers:
+    most = s.settings.workers
+    if most is None:  # half of the CPUs: the kernel has as much to do for each connection
+        most = min(workers.MOST, cpus.count() // 2)
+    return workers.Workers(
+        most, s.settings.retry, s.source.patience, environment=s.settings.environment
+    )
 
 
 def _kernel_keys(s: Situation) -> dict[Kind, Key]:

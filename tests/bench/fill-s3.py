@@ -137,12 +137,14 @@ def holds(top):
 
 
 def high_water(pid):
-    """Peak MB of a process so far; the kernel's figure at its end is its parent's, if larger."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii") as f:
-        for line in f:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return 0.0
+    """Peak MB of a process so far, with its children's; the kernel's at its end is its parent's."""
+    total = 0.0
+    with contextlib.suppress(OSError):
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
+            total = sum(map(high_water, f.read().split()))
+        with open(f"/proc/{pid}/status", encoding="ascii") as f:
+            total += sum(int(line.split()[1]) / 1024 for line in f if line.startswith("VmHWM:"))
+    return total
 
 
 def run(name, bucket, env, size, top):

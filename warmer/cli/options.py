@@ -167,6 +167,12 @@ _COMMON: Final = (
         metavar="SECONDS",
         help="How long a failing source is tried again.",
     ),
+    option(
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Processes that fetch weights; by default half of the CPUs there are, 4 at most.",
+    ),
     option("--json", is_flag=True, help="Print one JSON object on stdout."),
     click.argument("serve_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM SERVE ARGS]"),
 )
@@ -224,7 +230,7 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
     flags = argv.parse(words)
     chosen = {
         name: values[name]
-        for name in ("compile", "retry", "wait", "engine_timeout", "vllm", "image")
+        for name in ("compile", "retry", "workers", "wait", "engine_timeout", "vllm", "image")
         if values.get(name) is not None
     }
     return Settings(

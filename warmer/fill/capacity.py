@@ -1,9 +1,10 @@
 """Room for a whole plan, asked for before its first byte.
 
 ``statvfs(3)`` tells what a filesystem has free, not what a quota leaves: where the filesystem can
-set room aside (``fallocate(2)``: ext4, XFS, Btrfs, tmpfs, NFS 4.2), a file of the plan's size is
+set room aside (``fallocate(2)``: ext4, XFS, Btrfs, NFS 4.2), a file of the plan's size is
 made and removed again. glibc's ``posix_fallocate`` is not used: where the filesystem cannot, it
-writes zeros, which on NFS takes longer than the download.
+writes zeros, which on NFS takes longer than the download. Nor is a file made on tmpfs, which has no
+quota, would have to clear the memory, and would count it against the container's limit.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from typing import Final
 
 from warmer.errors import VolumeError, using, volume_error
+from warmer.observe import mount
 
 RESERVE: Final = 64 << 20
 """Bytes left free beyond the plan: seals, kernels, other pods' small writes."""
@@ -36,7 +38,7 @@ def require(directory: str, need: int) -> None:
         left = free(directory)
     if need + RESERVE > left:
         raise too_small(need + RESERVE, left)
-    if need:
+    if need and mount.find(directory).type != "tmpfs":
         _try(os.path.join(directory, "room"), need)
 
 

@@ -10,6 +10,7 @@ whose digest is known are taken up again: the digest settles it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
@@ -31,6 +32,8 @@ _LINE: Final = re.compile(rb"^(\d{1,18}) (\d{1,18})\n", re.MULTILINE)
 
 _ALIGNED: Final = 4096
 """What O_DIRECT wants offsets and lengths to be multiples of, on every filesystem there is."""
+
+_SYNC_FILE_RANGE_WRITE: Final = 2
 
 Span = tuple[int, int]
 """Start and end of a run of bytes."""
@@ -86,7 +89,7 @@ class Partial:
         _write(self.descriptor, data[whole:], at + whole)
 
     def written(self, span: Span) -> None:
-        """Note that a part is there. Called from several threads.
+        """Note that a part is there, and have the disk begin with it. Called from several threads.
 
         The first part makes the journal: thousands of files that are a part each need none, and
         where files come and go ext4 is slow to find a place for the next.
@@ -96,6 +99,7 @@ class Partial:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
                 self._journal = os.open(f"{self.path}.parts", flags, 0o666)
         os.write(self._journal, b"%d %d\n" % span)
+        _begin_flush(self.descriptor, span)
 
     def close(self) -> None:
         """Close both."""
@@ -131,6 +135,15 @@ class Partial:
     def _forget(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self.path}.parts")
+
+
+def _begin_flush(descriptor: int, span: Span) -> None:
+    """Have the kernel begin to write a run of bytes back: else it begins when all are to be flushed.
+
+    Nobody waits for it, and a failure is told by the flush at the end.
+    """
+    offset, length = ctypes.c_int64(span[0]), ctypes.c_int64(span[1] - span[0])
+    ctypes.CDLL(None).sync_file_range(descriptor, offset, length, _SYNC_FILE_RANGE_WRITE)
 
 
 def spans(staging: str, file: SourceFile) -> tuple[Span, ...]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from warmer.errors import IntegrityError, UsageError, VolumeError, using
 from warmer.fill import adopt, capacity, partial, publish, stagings, takeover
 from warmer.fill.digests import provable
-from warmer.fill.transfer import Transfer
+from warmer.fill.workers import Workers
 from warmer.layout import FILES
 from warmer.observe import inventory
 from warmer.seal import safe_path
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from warmer.selection import Selection
     from warmer.settings import Writing
 
+ALONE: Final = Workers()
 _CONNECTIONS: Final = 8
-"""To one source at a time: what hubs and buckets bear from every pod; four are as fast nearby."""
+"""Of one process: what hubs and buckets bear from every pod; four are as fast nearby."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ def fill(
     meter: Meter,
     places: Sequence[str],
     writing: Writing,
+    workers: Workers = ALONE,
 ) -> Filled:
     """Fill the weights of one model under its grant.
 
@@ -94,6 +96,7 @@ def fill(
         meter: told what arrives.
         places: Hugging Face caches and folders to look into before anything is fetched.
         writing: how files are written.
+        workers: the processes that may share in it.
 
     Raises:
         SourceError: the source failed; what arrived is kept for the next try.
@@ -139,16 +142,17 @@ def fill(
         need = sum(coming.values())
         capacity.require(staging.path, need)
         told = _Told(need, grant, meter)
-        transfer = Transfer(
-            source,
-            model,
-            staging=staging.path,
-            moved=told,
-            writing=writing,
-            connections=_CONNECTIONS,
-        )
         with meter.running(coming), _shortfall(volume, told):
-            done |= transfer.run(missing, present)
+            done |= workers.run(
+                source,
+                model,
+                missing,
+                present,
+                staging=staging.path,
+                moved=told,
+                writing=writing,
+                connections=_CONNECTIONS,
+            )
         source.files(model)  # a directory must still be what it was when the copy began
         grant.note("publishing")
         _clear(staging.path)

@@ -80,6 +80,16 @@ class Retrying:
         reader = self._call(reopen, start)
         return _PatientReader(reopen, self._again, reader, file.path, (start, end))
 
+    @property
+    def quiet_for(self) -> float:
+        """Seconds for which the source wants to hear nothing."""
+        return max(0.0, self._quiet_until - time.monotonic())
+
+    def keep_quiet_for(self, seconds: float) -> None:
+        """Ask nothing for a while: another process was told to slow down."""
+        with self._mutex:
+            self._quiet_until = max(self._quiet_until, time.monotonic() + seconds)
+
     def _call(self, function: Callable[..., _T], *arguments: Any) -> _T:
         try:
             self._keep_quiet()

@@ -1,0 +1,272 @@
+"""A transfer by several processes: one is as fast as one interpreter, which is not the wire.
+
+All threads of a process take turns at its interpreter. However many connections it has, it moves
+less than a GB/s, and hardly more with more cores. So files are dealt out to worker processes, each
+of which runs a `warmer.fill.transfer.Transfer` of its own over its share into the same staging.
+
+What holds for the connections of one transfer holds for the workers: the first failure stops all;
+when one is told to slow down, none asks; they end with this process. A worker that is killed
+leaves what a killed prefill leaves, so it is the way to stop one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from warmer import errors
+from warmer.errors import SourceError, WarmerError
+from warmer.fill.sources.retry import Patience
+from warmer.fill.transfer import Transfer
+from warmer.seal import SealedFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from warmer.fill.partial import Span
+    from warmer.fill.sources import Source, SourceFile
+    from warmer.model import ModelRef
+    from warmer.settings import Writing
+
+MOST: Final = 4
+"""Workers, unless asked for: with them all, a prefill stays below 300 MB."""
+_WORTH: Final = 256 << 20
+"""Bytes that are worth another worker, whose start costs some 0.4 s of CPU."""
+_FILE: Final = 2 << 20
+"""Bytes that take an interpreter as long as a file does by being one."""
+_TURN: Final = 0.5
+_CHUNK: Final = 1 << 16
+
+# The parent's import path, so that the child is the same warmer.
+_RUN: Final = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1));"
+    "from warmer.fill import worker; worker.main()"
+)
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How many processes a transfer may take, and what they need to know.
+
+    Attributes:
+        most: processes; with one, all is done in this one.
+        retry: seconds within which a failing source is tried again.
+        patience: where the waiting is added up.
+        environment: the workers'.
+    """
+
+    most: int = 1
+    retry: float = 0.0
+    patience: Patience = dataclasses.field(default_factory=Patience)
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def run(
+        self,
+        source: Source,
+        model: ModelRef,
+        files: Sequence[SourceFile],
+        present: Mapping[str, tuple[Span, ...]],
+        *,
+        staging: str,
+        moved: Callable[[str, int], None],
+        writing: Writing,
+        connections: int,
+    ) -> dict[str, SealedFile]:
+        """Fetch files; the first failure stops all.
+
+        Args:
+            source: where from, for this process; workers open their own.
+            model: the resolved revision.
+            files: which.
+            present: path → runs of bytes that the file in staging has already.
+            staging: the claim's private directory.
+            moved: called with a path and the bytes of it that arrived; may raise to stop all.
+            writing: how files are written.
+            connections: how many at a time, of each process.
+
+        Returns:
+            Path → what is to be sealed.
+
+        Raises:
+            SourceError: the source failed, or a worker was killed.
+            IntegrityError: bytes are not what the source says.
+            VolumeError: the volume failed.
+        """
+        shares = deal(files, self.most)
+        if len(shares) < 2:
+            transfer = Transfer(
+                source,
+                model,
+                staging=staging,
+                moved=moved,
+                writing=writing,
+                connections=connections,
+            )
+            return transfer.run(files, present)
+        common = {
+            "model": dataclasses.asdict(model),
+            "staging": staging,
+            "writing": dataclasses.asdict(writing),
+            "connections": connections,
+            "retry": self.retry,
+        }
+        team = _Team(self.patience, moved)
+        try:
+            for share in shares:
+                order = common | {
+                    "files": [dataclasses.asdict(file) for file in share],
+                    "present": {f.path: present[f.path] for f in share if f.path in present},
+                }
+                team.start(order, self.environment)
+            return team.wait()
+        finally:
+            team.end()
+
+
+def deal(files: Sequence[SourceFile], most: int) -> list[list[SourceFile]]:
+    """Deal files out so that every share is about as much work; as many shares as are worth it."""
+    work = {file.path: file.size + _FILE for file in files}
+    count = max(1, min(most, len(files), sum(work.values()) // _WORTH))
+    shares: list[list[SourceFile]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for file in sorted(files, key=lambda file: (-file.size, file.path)):
+        least = loads.index(min(loads))
+        shares[least].append(file)
+        loads[least] += work[file.path]
+    return shares
+
+
+class _Team:
+    """Workers at work, and what they have said so far."""
+
+    def __init__(self, patience: Patience, moved: Callable[[str, int], None]) -> None:
+        self._patience = patience
+        self._moved = moved
+        self._selector = selectors.DefaultSelector()
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._said: dict[int, bytes] = {}
+        self._done: dict[str, SealedFile] = {}
+        self._ended: Counter[int] = Counter()
+
+    def start(self, order: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        # A request to stop waits until there is something that can be stopped.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-c", _RUN, json.dumps(sys.path)],
+                env=dict(environment) or None,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+            )
+            self._running.append(process)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        self._said[process.pid] = b""
+        assert process.stdout is not None  # noqa: S101 - it was asked for
+        self._selector.register(process.stdout, selectors.EVENT_READ, process)
+        _tell(process, order)
+
+    def wait(self) -> dict[str, SealedFile]:
+        """Hear the workers out.
+
+        Raises:
+            WarmerError: the first failure.
+        """
+        while self._selector.get_map():
+            for key, _ in self._selector.select(_TURN):
+                process: subprocess.Popen[bytes] = key.data
+                more = os.read(key.fd, _CHUNK)
+                if not more:
+                    self._selector.unregister(key.fileobj)
+                    self._insist(process)
+                    continue
+                *lines, rest = (self._said[process.pid] + more).split(b"\n")
+                self._said[process.pid] = rest
+                for line in lines:
+                    self._hear(process, json.loads(line))
+        return self._done
+
+    def end(self) -> None:
+        """Kill those that are left, and wait until they are gone: they write where we look next."""
+        for process in self._running:
+            process.kill()
+        for process in self._running:
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    _close(pipe)
+        self._selector.close()
+
+    def _hear(self, process: subprocess.Popen[bytes], said: Mapping[str, Any]) -> None:
+        for path, count in said.get("moved", {}).items():
+            self._moved(path, count)
+        self._patience.retries.update(said.get("retries", {}))
+        self._patience.throttled_s += said.get("throttled_s", 0.0)
+        if seconds := said.get("quiet", 0.0):
+            for other in self._running:
+                if other is not process:
+                    _tell(other, {"quiet": seconds})
+        for level, event in said.get("log", ()):
+            getattr(_log, level)(**event)
+        if "failure" in said:
+            raise _error(said["failure"])
+        for path, sealed in said.get("done", {}).items():
+            self._done[path] = SealedFile(*sealed)
+        self._ended[process.pid] += "done" in said
+
+    def _insist(self, process: subprocess.Popen[bytes]) -> None:
+        """Insist that a worker that closed its mouth had said that it was done."""
+        if self._ended[process.pid]:
+            return
+        status = process.wait()
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        raise SourceError(
+            f"got a worker process ended by {how}, expected it to fetch its files",
+            reason="worker-died",
+            hint="what arrived is kept; raise the container's memory limit, or set --workers 1",
+        )
+
+
+def failure(exc: BaseException) -> dict[str, str]:
+    """Say a failure so that `_error` understands it in another process."""
+    if isinstance(exc, WarmerError):
+        kind = next(c for c in type(exc).__mro__ if c.__module__ == errors.__name__)
+        more = {"message": exc.message, "reason": exc.reason, "hint": exc.hint}
+        return {"kind": kind.__name__, **more}
+    return {"bug": "".join(traceback.format_exception(exc))}
+
+
+def _error(said: Mapping[str, str]) -> Exception:
+    if "bug" in said:
+        return RuntimeError(f"a worker failed:\n{said['bug']}")
+    kind: type[WarmerError] = getattr(errors, said["kind"])
+    return kind(said["message"], reason=said["reason"], hint=said["hint"])
+
+
+def _tell(process: subprocess.Popen[bytes], what: Mapping[str, Any]) -> None:
+    assert process.stdin is not None  # noqa: S101 - it was asked for
+    try:
+        process.stdin.write(json.dumps(what).encode() + b"\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        return  # it ended; what it said last tells why
+
+
+def _close(pipe: Any) -> None:
+    try:
+        pipe.close()
+    except BrokenPipeError:
+        return  # what it was told last, it did not hear

@@ -1,0 +1,39 @@
+"""How many CPUs this process may keep busy: what it is pinned to, and its container's limit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Final
+
+_CGROUP: Final = "/sys/fs/cgroup"
+
+
+def count(cgroup: str = _CGROUP) -> int:
+    """Count them; at least one.
+
+    Args:
+        cgroup: where the container's own control group is mounted, of version 2 or 1.
+    """
+    pinned = len(os.sched_getaffinity(0))
+    limit = _limit(cgroup)
+    return pinned if limit is None else max(1, min(pinned, limit))
+
+
+def _limit(cgroup: str) -> int | None:
+    """Read a CPU limit, in whole CPUs; None where there is none."""
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open(os.path.join(cgroup, "cpu.max"), encoding="ascii") as f,
+    ):
+        quota, period = f.read().split()
+        return int(quota) // int(period)
+    try:
+        with (
+            open(os.path.join(cgroup, "cpu", "cpu.cfs_quota_us"), encoding="ascii") as quota_file,
+            open(os.path.join(cgroup, "cpu", "cpu.cfs_period_us"), encoding="ascii") as period_file,
+        ):
+            limit = int(quota_file.read()) // int(period_file.read())
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+    return limit if limit >= 0 else None
