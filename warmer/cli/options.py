@@ -171,7 +171,7 @@ _COMMON: Final = (
         "--workers",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Processes that fetch weights; by default half of the CPUs there are, 4 at most.",
+        help="Processes that fetch weights; by default half of the CPUs there are, 3 at most.",
     ),
     option("--json", is_flag=True, help="Print one JSON object on stdout."),
     click.argument("serve_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM SERVE ARGS]"),

@@ -32,7 +32,10 @@ _EVERY: Final = 0.1
 
 def main() -> None:
     """Be a worker: the order is the first line of stdin."""
-    order = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line:
+        return
+    order = json.loads(line)
     model = ModelRef(**order["model"])
     source = Retrying(open_source(model, environment=os.environ), budget=order["retry"])
     report = _Report(source)

@@ -15,7 +15,6 @@ import dataclasses
 import json
 import os
 import selectors
-import signal
 import subprocess
 import sys
 import traceback
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from warmer.model import ModelRef
     from warmer.settings import Writing
 
-MOST: Final = 4
+MOST: Final = 3
 """Workers, unless asked for: with them all, a prefill stays below 300 MB."""
 _WORTH: Final = 256 << 20
 """Bytes that are worth another worker, whose start costs some 0.4 s of CPU."""
@@ -161,19 +160,15 @@ class _Team:
         self._ended: Counter[int] = Counter()
 
     def start(self, order: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-        # A request to stop waits until there is something that can be stopped.
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _RUN, json.dumps(sys.path)],
-                env=dict(environment) or None,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                start_new_session=True,
-            )
-            self._running.append(process)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        # A request to stop may come before it is known here: without an order it ends with us.
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-c", _RUN, json.dumps(sys.path)],
+            env=dict(environment) or None,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._running.append(process)
         self._said[process.pid] = b""
         assert process.stdout is not None  # noqa: S101 - it was asked for
         self._selector.register(process.stdout, selectors.EVENT_READ, process)
