@@ -19,7 +19,7 @@ from warmer.fill.sources import SourceFile
 from warmer.fill.sources.retry import Patience
 from warmer.fill.workers import Workers, deal
 from warmer.observe import cpus
-from warmer.settings import Writing, parse_model
+from warmer.settings import Writing
 
 MIB = 1 << 20
 DEADLINE = 60.0
