@@ -103,6 +103,25 @@ def shared_key(
     return Key(kind, factors)
 
 
+def bytecode_key(*, stack: Stack, image: str | None) -> Key:
+    """Key of the bytecode of one image's Python; neither the model nor its flags matter.
+
+    Entries hold the hash of their source, so that a tree of another image with equal factors
+    costs time and nothing else.
+    """
+    return Key(
+        "bytecode",
+        {
+            "engine.vllm": stack.vllm,
+            "engine.torch": stack.torch,
+            "engine.python": stack.python,
+            "engine.cache_tag": stack.cache_tag,
+            "engine.site": stack.site,
+            "engine.image": image,
+        },
+    )
+
+
 def _stack(
     stack: Stack, accelerator: Accelerator, image: str | None, warm_dir: str
 ) -> dict[str, Any]:
