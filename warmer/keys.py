@@ -7,10 +7,11 @@ is a superset of them, so that a sealed piece is also a hit.
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 from warmer import argv, families, freedoms
-from warmer.model import Difference, Key, Nearest
+from warmer.model import Difference, Key, Nearest, canonical
 from warmer.selection import ENGINE, Selection
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def bytecode_key(*, stack: Stack, image: str | None) -> Key:
             "engine.python": stack.python,
             "engine.cache_tag": stack.cache_tag,
             "engine.site": stack.site,
+            "engine.packages": hashlib.sha256(canonical(dict(stack.packages)).encode()).hexdigest(),
             "engine.image": image,
         },
     )

@@ -234,3 +234,86 @@ def test_compile_never_runs_nothing_of_the_engine(place):
     assert "--compile=never builds none" in done["without"]["bytecode"]
     assert place.engine.starts == []
     assert entries(place) == []
+
+
+def test_a_pod_with_its_warm_dir_elsewhere_shares_it(place, tmp_path):
+    place.warmed("--on-miss", "fail")
+    (tmp_path / "elsewhere").mkdir()
+    other = place.but(warm=str(tmp_path / "elsewhere"))
+    planned = other.run("plan", "--json").json
+    assert {s["kind"]: s["action"] for s in planned["steps"]} == {
+        "compile": "build",
+        "bytecode": "restore",
+    }
+    other.warmed("--on-miss", "fail")
+    assert len(place.generations("bytecode")) == 1
+    code = f"import {SERVER.replace('/', '.')} as m; print(m.__cached__)"
+    assert in_server(other, code) == str(entry(other, SERVER))
+
+
+def test_a_node_of_several_has_its_bytecode_without_an_engine_run(place):
+    done = place.warmed(serve=("--nnodes", "2")).json
+    assert list(done["without"]) == ["compile", "flashinfer", "jit"]
+    assert place.engine.starts == []
+    assert place.verdicts()["bytecode"] == "sealed"
+    assert handed_env(place)["PYTHONPYCACHEPREFIX"] == f"{place.warm}/{PYCACHE}"
+    assert place.run("check").code == 0
+
+
+def importing(place):
+    """Make the server's import last, and start a prefill that is in it."""
+    place.warmed("--on-miss", "fail")
+    shutil.rmtree(f"{place.volume}/v1/pieces/bytecode")
+    another_pod(place)
+    api_server = Path(place.engine.site, f"{SERVER}.py")
+    text = api_server.read_text()
+    api_server.write_text(f"{text}import time; time.sleep(300)\n")
+    process = place.start("prefill", "--json")
+    runs.eventually(entry(place, SERVER).exists)
+    (child,) = runs.processes("import vllm.entrypoints")
+    assert runs.listing(f"{place.warm}/cache") == ["bytecode"], "a tree without a record"
+    api_server.write_text(text)
+    return process, child
+
+
+def test_a_prefill_that_is_stopped_in_the_import_leaves_nothing(place):
+    process, child = importing(place)
+    process.terminate()
+    assert runs.finish(process).code == 143
+    runs.eventually(lambda: not os.path.exists(f"/proc/{child}"))
+    assert entries(place) == []
+    assert (place.staged(), place.held(), place.generations("bytecode")) == ([], [], [])
+    place.warmed("--on-miss", "fail")
+    assert place.run("check").code == 0
+
+
+def test_what_a_killed_import_left_is_not_taken_for_a_piece(place):
+    process, child = importing(place)
+    lie = entry(place, LOCKS)
+    lie.write_bytes(lie.read_bytes().replace(b"held", b"lied"))
+    runs.kill(process)
+    runs.eventually(lambda: not os.path.exists(f"/proc/{child}"))
+    assert place.generations("bytecode") == []
+    place.warmed("--on-miss", "fail")
+    assert in_server(place, "import vllm.locks.held as h; print(h.NAME)") == "held"
+    assert len(place.engine.starts) == 1
+
+
+def test_of_pods_that_miss_bytecode_alone_one_imports(place, tmp_path):
+    place.warmed("--on-miss", "fail")
+    shutil.rmtree(f"{place.volume}/v1/pieces/bytecode")
+    log = tmp_path / "imports"
+    Path(place.engine.site, f"{SERVER}.py").write_text(
+        f"import time; open({str(log)!r}, 'a').write('once\\n'); time.sleep(1)\n"
+    )
+    started = [place.start("prefill", "--json")]
+    runs.eventually(log.exists)
+    pods = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        pods.append(place.but(warm=str(tmp_path / name)))
+        started.append(pods[-1].start("prefill", "--json", serve=("--nnodes", "2")))
+    assert [runs.finish(process).code for process in started] == [0, 0, 0]
+    assert [pod.verdicts()["bytecode"] for pod in (place, *pods)] == ["sealed"] * 3
+    assert len(place.generations("bytecode")) == 1
+    assert log.read_text() == "once\n"

@@ -64,6 +64,7 @@ BYTECODE = {"stack": STACK, "image": "sha256:1"}
         (stack(python="3.12.2"), "engine.python"),
         (stack(cache_tag="pypy311"), "engine.cache_tag"),
         (stack(site="/elsewhere"), "engine.site"),
+        (stack(packages=STACK.packages | {"numpy": "2.3.1"}), "engine.packages"),
         ({"image": None}, "engine.image"),
     ],
 )
@@ -74,7 +75,7 @@ def test_each_thing_that_decides_over_sources_is_a_factor_of_bytecode(changed, f
 
 
 def test_bytecode_is_shared_by_all_models_and_accelerators_of_an_image():
-    names = {"vllm", "torch", "python", "cache_tag", "site", "image"}
+    names = {"vllm", "torch", "python", "cache_tag", "site", "packages", "image"}
     assert keys.bytecode_key(**BYTECODE).factors.keys() == {f"engine.{name}" for name in names}
 
 
