@@ -104,6 +104,15 @@ FAMILIES: Final = (
     Family("torch_extensions", "jit", "TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions"),
     Family("torch_kernels", "jit", "PYTORCH_KERNEL_CACHE_PATH", "~/.cache/torch/kernels"),
     Family("numba", "jit", "NUMBA_CACHE_DIR", "__pycache__ beside the source", packages=("numba",)),
+    Family(
+        "pycache",
+        "bytecode",
+        "PYTHONPYCACHEPREFIX",
+        "__pycache__ beside the source",
+        on="any",
+        # What a server writes would be trusted by time and size alone, in a tree that holds hashes.
+        also={"PYTHONDONTWRITEBYTECODE": "1"},
+    ),
 )
 
 EXCLUDED: Final = (
@@ -117,6 +126,9 @@ EXCLUDED: Final = (
     "cache_key_factors.json",  # vLLM 0.20 writes VLLM_API_KEY into it in clear
 )
 """fnmatch patterns of one path component (a trailing slash: directories) left out of archives."""
+
+BUILDING: Final = {"PYTHONDONTWRITEBYTECODE": ""}
+"""What the build run sets beyond the handoff's environment: it writes bytecode in every image."""
 
 # What a start sets besides paths, on every accelerator; none is in vLLM's compile hash.
 _ALWAYS: Final = {
@@ -156,6 +168,29 @@ def kinds(accelerator: str) -> tuple[Kind, ...]:
     return tuple(dict.fromkeys(f.kind for f in families(accelerator)))
 
 
+def excluded(kind: Kind) -> tuple[str, ...]:
+    """What is left out of a kind's archive; of bytecode nothing, for packages bear such names."""
+    return () if kind == "bytecode" else EXCLUDED
+
+
+def variables(kind: Kind) -> frozenset[str]:
+    """Every variable that a kind's families set."""
+    mine = [family for family in FAMILIES if family.kind == kind]
+    return frozenset(name for family in mine for name in (family.variable, *family.also))
+
+
+def unneeded(kind: Kind, stack: Stack) -> str | None:
+    """Say why a kind would gain nothing on this stack; None where it would.
+
+    Where vLLM has bytecode beside its sources, a tree elsewhere would only hide it.
+    """
+    if kind != "bytecode":
+        return None
+    if stack.precompiled:
+        return "vLLM is installed with its bytecode"
+    return None if stack.cache_tag else "this Python keeps no bytecode"
+
+
 def packages(kind: Kind, accelerator: str) -> tuple[str, ...]:
     """Distributions whose versions are factors of a kind's key, sorted."""
     return tuple(
@@ -181,6 +216,8 @@ def environment(
     """
     block = dict(_ALWAYS)
     for family in families(accelerator):
+        if unneeded(family.kind, stack):
+            continue
         block[family.variable] = os.path.join(warm.tree(family.kind), family.name)
         block.update(family.also)
     if accelerator == "cpu":

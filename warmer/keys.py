@@ -7,10 +7,11 @@ is a superset of them, so that a sealed piece is also a hit.
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 from warmer import argv, families, freedoms
-from warmer.model import Difference, Key, Nearest
+from warmer.model import Difference, Key, Nearest, canonical
 from warmer.selection import ENGINE, Selection
 
 if TYPE_CHECKING:
@@ -101,6 +102,26 @@ def shared_key(
     for name in _ARCHITECTURES:
         factors[f"env.{name}"] = environment.get(name)
     return Key(kind, factors)
+
+
+def bytecode_key(*, stack: Stack, image: str | None) -> Key:
+    """Key of the bytecode of one image's Python; neither the model nor its flags matter.
+
+    Entries hold the hash of their source, so that a tree of another image with equal factors
+    costs time and nothing else.
+    """
+    return Key(
+        "bytecode",
+        {
+            "engine.vllm": stack.vllm,
+            "engine.torch": stack.torch,
+            "engine.python": stack.python,
+            "engine.cache_tag": stack.cache_tag,
+            "engine.site": stack.site,
+            "engine.packages": hashlib.sha256(canonical(dict(stack.packages)).encode()).hexdigest(),
+            "engine.image": image,
+        },
+    )
 
 
 def _stack(

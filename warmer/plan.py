@@ -53,7 +53,7 @@ def plan(
             if kind == "weights":
                 step = dataclasses.replace(step, left_out=left_out or {}, saved=saved)
             steps.append(step)
-    return Plan(tuple(steps), without)
+    return Plan(tuple(steps), without, dict(wanted.unneeded))
 
 
 def patience(step: Step, policy: OnMiss, *, chosen: float | None, lease: float) -> float:

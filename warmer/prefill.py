@@ -143,7 +143,8 @@ def _fill_weights(situation: Situation, outcome: Outcome, claims: Claims) -> Sit
             hint="something else removes what is published; run again when it is done",
         )
     _without(s, outcome, "weights", failure)
-    outcome.without |= dict.fromkeys(KERNEL_KINDS, "the weights they belong to are missing")
+    kinds = (kind for kind in KERNEL_KINDS if kind not in s.plan.unneeded)
+    outcome.without |= dict.fromkeys(kinds, "the weights they belong to are missing")
     return s
 
 
@@ -151,8 +152,8 @@ def _fill_kernels(situation: Situation, outcome: Outcome, claims: Claims) -> Sit
     """Build and restore kernels; what a race or a corrupt archive spoiled is looked at again."""
     s = situation
     for _ in range(_ATTEMPTS):
-        steps = [step for step in s.plan.steps if step.kind in KERNEL_KINDS]
-        if not steps or steps[0].kind in outcome.without:
+        wanted = set(KERNEL_KINDS) - outcome.without.keys()
+        if not any(step.kind in wanted for step in s.plan.steps):
             return s
         try:
             s = _build_and_restore(s, outcome, claims)
@@ -185,9 +186,18 @@ def _fill_kernels(situation: Situation, outcome: Outcome, claims: Claims) -> Sit
 def _build_and_restore(situation: Situation, outcome: Outcome, claims: Claims) -> Situation:
     s = situation
     write.link_model(s.how.model_path, s.model_files)
-    if any(step.action == "build" for step in s.plan.steps):
+    if _builds(s) - {"bytecode"}:
         with outcome.timed("kernels"):
             stages.build_kernels(s, claims)
+        s = again(s)
+    if "bytecode" in _builds(s) - outcome.without.keys():
+        try:
+            with outcome.timed("bytecode"):
+                stages.fill_bytecode(s, claims)
+        except publish.LostRaceError:
+            raise
+        except WarmerError as exc:  # kernels that are there do not depend on it
+            _without(s, outcome, "bytecode", exc)
         s = again(s)
     with outcome.timed("restore"):
         for step in s.plan.steps:
@@ -198,11 +208,15 @@ def _build_and_restore(situation: Situation, outcome: Outcome, claims: Claims) -
     return s
 
 
+def _builds(s: Situation) -> set[Kind]:
+    return {step.kind for step in s.plan.steps if step.action == "build"}
+
+
 def _cold(s: Situation, outcome: Outcome, exc: WarmerError) -> Situation:
     """Apply the policy to every kernel kind that is not ready now."""
     s = again(s)
     for step in s.plan.steps:
-        if step.kind in KERNEL_KINDS:
+        if step.kind in KERNEL_KINDS and step.kind not in outcome.without:
             _without(s, outcome, step.kind, exc)
     return s
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from warmer.fill.claim import Claims
-    from warmer.model import Held, Key, Kind, Step
+    from warmer.model import Held, Key, Kind, Stack, Step
     from warmer.situation import Situation
 
 _log = structlog.get_logger(__name__)
@@ -89,8 +89,11 @@ def build_kernels(s: Situation, claims: Claims) -> None:
     step = next(step for step in s.plan.steps if step.action == "build")
     wait = _wait(s, step)
 
+    # Bytecode that is still missing is no reason to run the engine: `fill_bytecode` comes next.
+    kernel_keys: dict[Kind, Key] = {kind: key for kind, key in keys.items() if kind != "bytecode"}
+
     def filled() -> bool:
-        return all(held.verdict == "sealed" for held in _look(s, keys).values())
+        return all(held.verdict == "sealed" for held in _look(s, kernel_keys).values())
 
     if s.host.stack is None:
         return
@@ -100,20 +103,13 @@ def build_kernels(s: Situation, claims: Claims) -> None:
         if grant is None:
             return
         _log.info("filling", kind="kernels", key=keys["compile"].short)
-        builder = kernels.Builder(
-            command=s.host.stack.command,
-            model_path=s.how.model_path,
-            serve_argv=s.how.argv,
-            environment=s.how.build_env,
-            timeout=s.settings.engine_timeout,
-        )
         try:
             kernels.build(
                 s.volume,
                 s.warm,
                 keys,
                 _look(s, keys),
-                builder=builder,
+                builder=_builder(s, s.host.stack),
                 claims=claims,
                 grant=grant,
                 wait=wait,
@@ -122,6 +118,45 @@ def build_kernels(s: Situation, claims: Claims) -> None:
         except publish.LostRaceError as exc:
             _await(s, exc)
             raise
+
+
+def fill_bytecode(s: Situation, claims: Claims) -> None:
+    """Have the bytecode on the volume where it alone is missing: no accelerator is needed for it.
+
+    Raises:
+        EngineError: vLLM's server cannot be imported, or left no bytecode.
+        VolumeError: the volume or the warm dir failed.
+        BusyError: another owner is still at it, or a grant or a race was lost.
+        LockError: the lock's service failed or refused.
+    """
+    step = next(s for s in s.plan.steps if (s.kind, s.action) == ("bytecode", "build"))
+
+    def filled() -> bool:
+        return _look(s, {"bytecode": step.key})["bytecode"].verdict == "sealed"
+
+    if s.host.stack is None:
+        return
+    with claims.claim(step.key, wait=_wait(s, step), filled=filled) as grant:
+        if grant is None:
+            return
+        _log.info("filling", kind="bytecode", key=step.key.short, reason=step.reason)
+        builder = _builder(s, s.host.stack)
+        try:
+            kernels.build_bytecode(s.volume, s.warm, step.key, builder=builder, grant=grant)
+        except publish.LostRaceError as exc:
+            _await(s, exc)
+            raise
+
+
+def _builder(s: Situation, stack: Stack) -> kernels.Builder:
+    return kernels.Builder(
+        command=stack.command,
+        interpreter=stack.interpreter,
+        model_path=s.how.model_path,
+        serve_argv=s.how.argv,
+        environment=s.how.build_env,
+        timeout=s.settings.engine_timeout,
+    )
 
 
 def set_aside(s: Situation, claims: Claims) -> None:

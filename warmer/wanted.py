@@ -78,7 +78,7 @@ def start(
         served_name=name,
         argv=tuple(words),
         env=hashed | block,
-        build_env=clean | block,
+        build_env=clean | block | {n: v for n, v in families.BUILDING.items() if n in block},
     )
 
 
@@ -95,11 +95,19 @@ def want(
     if host.stack is None or host.accelerator is None:
         reason = host.missing or "no accelerator was found"
         return Wanted(model, wanted, dict.fromkeys(KERNEL_KINDS, reason))
+    without: dict[Kind, str] = {}
     if "--headless" in settings.flags or argv.integer(settings.flags, "--nnodes", 1) > 1:
         reason = "one node alone cannot run an engine that spans several"
-        return Wanted(model, wanted, dict.fromkeys(KERNEL_KINDS, reason))
+        without = {kind: reason for kind in KERNEL_KINDS if kind != "bytecode"}
+    unneeded: dict[Kind, str] = {}
     for kind in families.kinds(host.accelerator.kind):
-        if kind == "compile":
+        if why := families.unneeded(kind, host.stack):
+            unneeded[kind] = why
+        elif kind in without:
+            continue
+        elif kind == "bytecode":
+            wanted[kind] = keys.bytecode_key(stack=host.stack, image=host.image)
+        elif kind == "compile":
             wanted[kind] = keys.compile_key(
                 weights=weights,
                 model_path=how.model_path,
@@ -121,4 +129,4 @@ def want(
                 warm_dir=settings.warm_dir,
                 environment=how.env,
             )
-    return Wanted(model, wanted)
+    return Wanted(model, wanted, without, unneeded)

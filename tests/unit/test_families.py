@@ -22,7 +22,9 @@ STACK = Stack(
     site="/site",
     packages={},
     command=("vllm",),
+    cache_tag="cpython-312",
 )
+PRECOMPILED = dataclasses.replace(STACK, precompiled=True)
 SHIMMED = dataclasses.replace(STACK, shim="0.32.0+cpu")
 
 
@@ -118,7 +120,7 @@ def test_the_cpu_engine_gets_the_profile_it_needs_and_the_gpu_does_not():
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "kinds"), [("cpu", ("compile",)), ("gpu", ("compile", "flashinfer", "jit"))]
+    ("accelerator", "kinds"), [("cpu", ("compile", "bytecode")), ("gpu", KERNEL_KINDS)]
 )
 def test_kinds_exist_where_some_family_of_theirs_does(accelerator, kinds):
     assert families.kinds(accelerator) == kinds
@@ -148,6 +150,34 @@ def test_what_is_scratch_a_lock_or_a_secret_stays_out_of_archives_and_the_rest_g
         (tmp_path / path).write_bytes(b"x")
     found = archive.scan(str(tmp_path), EXCLUDED).members
     assert sorted(found) == sorted(f"kept/{path}" for path in kept)
+
+
+def test_packages_named_as_scratch_or_locks_are_not_left_out_of_bytecode():
+    assert families.excluded("bytecode") == ()
+    assert all(families.excluded(kind) == EXCLUDED for kind in ("compile", "flashinfer", "jit"))
+
+
+@pytest.mark.parametrize(
+    ("stack", "why"),
+    [
+        (STACK, None),
+        (PRECOMPILED, "vLLM is installed with its bytecode"),
+        (dataclasses.replace(STACK, cache_tag=None), "this Python keeps no bytecode"),
+    ],
+    ids=["wanted", "precompiled", "keeps-none"],
+)
+def test_bytecode_elsewhere_is_wanted_only_where_it_hides_none(stack, why):
+    assert families.unneeded("bytecode", stack) == why
+    assert families.unneeded("compile", stack) is None
+    mine = families.variables("bytecode")
+    assert mine == {"PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE"}
+    assert mine & block(stack=stack).keys() == (mine if why is None else set())
+    assert block(stack=stack).keys() | mine == block().keys()
+
+
+def test_a_server_never_writes_bytecode_and_the_build_run_does():
+    assert block()["PYTHONDONTWRITEBYTECODE"] == "1"
+    assert families.BUILDING == {"PYTHONDONTWRITEBYTECODE": ""}
 
 
 @pytest.mark.parametrize("pattern", EXCLUDED)

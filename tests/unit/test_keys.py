@@ -50,6 +50,35 @@ def gpu(**changed):
     return {"accelerator": dataclasses.replace(GPU, **changed)}
 
 
+# --- bytecode ------------------------------------------------------------------------------------
+
+
+BYTECODE = {"stack": STACK, "image": "sha256:1"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "factor"),
+    [
+        (stack(vllm="0.33.0"), "engine.vllm"),
+        (stack(torch="2.14.0"), "engine.torch"),
+        (stack(python="3.12.2"), "engine.python"),
+        (stack(cache_tag="pypy311"), "engine.cache_tag"),
+        (stack(site="/elsewhere"), "engine.site"),
+        (stack(packages=STACK.packages | {"numpy": "2.3.1"}), "engine.packages"),
+        ({"image": None}, "engine.image"),
+    ],
+)
+def test_each_thing_that_decides_over_sources_is_a_factor_of_bytecode(changed, factor):
+    one, other = keys.bytecode_key(**BYTECODE), keys.bytecode_key(**BYTECODE | changed)
+    assert changed_factors(one, other) == [factor]
+    assert one.digest != other.digest
+
+
+def test_bytecode_is_shared_by_all_models_and_accelerators_of_an_image():
+    names = {"vllm", "torch", "python", "cache_tag", "site", "packages", "image"}
+    assert keys.bytecode_key(**BYTECODE).factors.keys() == {f"engine.{name}" for name in names}
+
+
 # --- digests are for ever -------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from warmer.model import (
     KERNEL_KINDS,
+    KINDS,
     Difference,
     Held,
     Inventory,
@@ -16,9 +17,7 @@ from warmer.model import (
 from warmer.plan import ASSUMED_RATE, plan
 
 MODEL = ModelRef("hf", "org/model", "main")
-KEYS = {
-    kind: Key(kind, {"about": kind, "n": 1}) for kind in ("weights", "compile", "flashinfer", "jit")
-}
+KEYS = {kind: Key(kind, {"about": kind, "n": 1}) for kind in KINDS}
 WARM = {
     kind: Held("sealed", "generation 1", 1, 1, 100, restored=kind != "weights") for kind in KEYS
 }
@@ -61,6 +60,14 @@ def test_a_kernel_piece_is_built_restored_or_done_without(kind, verdict, restore
     assert result.empty is (expected == [])
 
 
+def test_what_is_unneeded_is_told_and_leaves_the_plan_warm():
+    kinds = [kind for kind in KEYS if kind != "bytecode"]
+    wanted = Wanted(MODEL, {kind: KEYS[kind] for kind in kinds}, unneeded={"bytecode": "because"})
+    result = plan(wanted, Inventory({kind: WARM[kind] for kind in kinds}))
+    assert result == Plan((), unneeded={"bytecode": "because"})
+    assert result.empty
+
+
 @pytest.mark.parametrize("build", [True, False])
 @pytest.mark.parametrize("verdict", ["sealed", *UNUSABLE])
 def test_weights_are_downloaded_whenever_they_are_not_sealed(verdict, build):
@@ -77,6 +84,7 @@ def test_steps_come_in_the_order_of_what_is_wanted_each_with_its_key_and_verdict
         ("compile", "build", KEYS["compile"], "absent"),
         ("flashinfer", "build", KEYS["flashinfer"], "absent"),
         ("jit", "restore", KEYS["jit"], "sealed"),
+        ("bytecode", "build", KEYS["bytecode"], "absent"),
     ]
     assert [step.reason for step in steps[:3]] == ["no weights", "no compile", "no flashinfer"]
     assert "generation 7" in steps[3].reason

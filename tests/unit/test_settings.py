@@ -91,7 +91,11 @@ ALL_COLD = dict.fromkeys(KINDS, "cold")
         (["compile=fail,jit=cold"], {"compile": "fail", "jit": "cold"}),
         (["cold", "weights=fail"], ALL_COLD | {"weights": "fail"}),
         (["weights=fail", "cold"], ALL_COLD),
-        (["kernels=fail,compile=cold"], {"compile": "cold", "flashinfer": "fail", "jit": "fail"}),
+        (
+            ["kernels=fail,compile=cold"],
+            dict.fromkeys(KERNEL_KINDS, "fail") | {"compile": "cold"},
+        ),
+        (["bytecode=fail"], {"bytecode": "fail"}),
     ],
     ids=str,
 )

@@ -280,7 +280,9 @@ def test_a_stop_is_not_lost_where_what_the_engine_left_cannot_be_removed(volume,
         raise TerminatedError(signal.SIGTERM)
 
     held = inventory.observe(volume, warm, keys).held
-    builder = kernels.Builder([sys.executable, str(script)], "/model", [], os.environ, 60)
+    builder = kernels.Builder(
+        [sys.executable, str(script)], sys.executable, "/model", [], os.environ, 60
+    )
     lock = FileLock(volume, me="me")
     how = {"builder": builder, "claims": Claims(lambda: lock), "wait": 1, "tick": stop}
     try:
@@ -308,7 +310,9 @@ def test_an_engine_killed_while_it_builds_leaves_no_record_of_a_restored_tree(
         restore.restore(volume, warm, KEY, 2)
         script.write_text(script.read_text().format(parent=os.getpid()))
         held = inventory.observe(volume, warm, keys).held
-        builder = kernels.Builder([sys.executable, str(script)], "/model", [], os.environ, 60)
+        builder = kernels.Builder(
+            [sys.executable, str(script)], sys.executable, "/model", [], os.environ, 60
+        )
         lock = FileLock(volume, me="me")
         claims = Claims(lambda: lock)
         how = {"builder": builder, "claims": claims, "grant": lock.try_acquire(COMPILE), "wait": 1}

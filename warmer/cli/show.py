@@ -29,6 +29,8 @@ def plan(situation: Situation, *, as_json: bool, explain: bool) -> None:
         click.echo(f"{kind:<11}{key.short}  {held.verdict:<8} {held.reason}")
     for kind, reason in situation.plan.without.items():
         click.echo(f"{kind:<11}{'-':<12}  cold     {reason}")
+    for kind, reason in situation.plan.unneeded.items():
+        click.echo(f"{kind:<11}{'-':<12}  unneeded {reason}")
     if situation.plan.empty:
         click.echo("plan   empty: warm")
         return
@@ -59,6 +61,7 @@ def plan_json(situation: Situation) -> dict[str, Any]:
         ],
         "steps": [_step(step) for step in situation.plan.steps],
         "without": dict(situation.plan.without),
+        "unneeded": dict(situation.plan.unneeded),
     }
 
 

@@ -1,32 +1,25 @@
 """Fill the kernel pieces: one engine run builds them all, each tree becomes one generation.
 
 The engine runs with its caches at the paths the server will use, on top of what is already
-sealed, so that a second model adds its operations to the shared kinds. A shared kind that
-another pod published meanwhile is merged: theirs wins where both have a file.
+sealed, so that a second model adds its operations to the shared kinds.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import secrets
-import shutil
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from warmer.errors import VolumeError, using
-from warmer.families import EXCLUDED
-from warmer.fill import archive, engine, publish, restore, stagings
-from warmer.layout import ARCHIVE, MANIFEST, SEAL
+from warmer.errors import VolumeError, WarmerError, using
+from warmer.fill import bytecode, engine, restore, stagings, trees
 from warmer.observe import inventory
-from warmer.seal import SealedFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from warmer.fill.claim import Claims
     from warmer.fill.locks import Grant
@@ -43,6 +36,7 @@ class Builder:
 
     Attributes:
         command: what starts vLLM's command line.
+        interpreter: the Python that it runs on.
         model_path: the model argument, at the path the server will use.
         serve_argv: the user's `vllm serve` arguments.
         environment: the whole environment of the engine.
@@ -50,6 +44,7 @@ class Builder:
     """
 
     command: Sequence[str]
+    interpreter: str
     model_path: str
     serve_argv: Sequence[str]
     environment: Mapping[str, str]
@@ -99,7 +94,7 @@ def build(
     stagings.sweep(volume, compiled, grant)
     try:
         for kind, key in keys.items():
-            _prepare(volume, warm, key, held[kind])
+            trees.prepare(volume, warm, key, held[kind])
         run = engine.run(
             command=builder.command,
             model_path=builder.model_path,
@@ -115,13 +110,18 @@ def build(
         grant.note("publishing")
         seconds = time.monotonic() - started
         needs = {
-            kind: _publish_shared(
+            kind: trees.publish_shared(
                 volume, warm, keys[kind], claims=claims, wait=wait, seconds=seconds
             )
             for kind in _SHARED
             if kind in keys
         }
-        _publish(volume, warm, compiled, grant=grant, after=after, seconds=seconds, needs=needs)
+        if "bytecode" in keys:  # before what others wait for, lest they fill it beside us
+            key = keys["bytecode"]
+            _add_bytecode(volume, warm, key, builder=builder, claims=claims, wait=wait)
+        trees.publish_tree(
+            volume, warm, compiled, grant=grant, after=after, seconds=seconds, needs=needs
+        )
     except BaseException:
         # What a run that failed left behind may be torn: no server may load it. What cannot be
         # removed has no record, and removing it again comes before the handoff.
@@ -132,62 +132,55 @@ def build(
     return run
 
 
-def _prepare(volume: Volume, warm: WarmDir, key: Key, held: Held) -> None:
-    """Bring the kind's tree to what is sealed, or to nothing, and record neither.
-
-    Until the run has ended well, the tree is no piece: a record would outlive a kill.
-    """
-    if held.verdict in ("sealed", "stale"):
-        restore.restore(volume, warm, key, held.generation)
-        restore.distrust(warm, key.kind)
-        return
-    restore.forget(warm, key.kind)
-    with using("the warm dir"):
-        os.makedirs(warm.tree(key.kind))
-
-
-def _publish_shared(
-    volume: Volume, warm: WarmDir, key: Key, *, claims: Claims, wait: float, seconds: float
-) -> int:
-    """Publish a shared kind if the run added to it; return the generation that now holds it.
-
-    Generations only grow: a file that is published stays as it is, whoever built another.
-    """
-    with claims.claim(key, wait=wait, filled=lambda: False) as grant:
-        if grant is None:
-            raise AssertionError("`filled` never says that it is")
-        with using("the volume"):
-            after = inventory.highest_taken(volume, key.kind, key.digest)
-        stagings.sweep(volume, key, grant)
-        held = inventory.observe(volume, warm, {key.kind: key}, neighbours=False).held[key.kind]
-        if held.verdict == "sealed":
-            mine = set(_scan(warm, key).members)
-            theirs, seal_sha256 = restore.read_manifest(volume, key, held.generation)
-            _merge(volume, warm, key, held.generation, added=mine - theirs.members.keys())
-            if mine <= theirs.members.keys():
-                restore.record(warm, key, held.generation, seal_sha256)
-                return held.generation
-        return _publish(volume, warm, key, grant=grant, after=after, seconds=seconds)
-
-
-def _merge(
-    volume: Volume, warm: WarmDir, key: Key, generation: int, *, added: Iterable[str]
+def build_bytecode(
+    volume: Volume, warm: WarmDir, key: Key, *, builder: Builder, grant: Grant
 ) -> None:
-    """Make the tree a published generation plus the files that only this run has."""
-    tree = warm.tree(key.kind)
-    mine = f"{tree}.{secrets.token_hex(4)}"
+    """Fill the bytecode piece alone, by importing the server, and publish it.
+
+    Raises:
+        EngineError: the import failed or left no bytecode; nothing was published.
+        VolumeError: the volume or the warm dir failed.
+        BusyError: the grant or a race was lost.
+    """
+    started = time.monotonic()
+    with using("the volume"):
+        after = inventory.highest_taken(volume, key.kind, key.digest)
+    stagings.sweep(volume, key, grant)
     try:
+        restore.forget(warm, key.kind)
         with using("the warm dir"):
-            os.rename(tree, mine)
-        restore.restore(volume, warm, key, generation)
-        restore.distrust(warm, key.kind)
-        with using("the warm dir"):
-            for path in added:
-                place = os.path.join(tree, path)
-                os.makedirs(os.path.dirname(place), exist_ok=True)
-                os.rename(os.path.join(mine, path), place)
-    finally:
-        shutil.rmtree(mine, ignore_errors=True)
+            os.makedirs(warm.tree(key.kind))
+        bytecode.import_server(
+            builder.interpreter, environment=builder.environment, timeout=builder.timeout
+        )
+        _by_content(warm, builder)
+        seconds = time.monotonic() - started
+        trees.publish_tree(volume, warm, key, grant=grant, after=after, seconds=seconds)
+    except BaseException:
+        with contextlib.suppress(VolumeError):
+            restore.forget(warm, key.kind)
+        raise
+
+
+def _add_bytecode(
+    volume: Volume, warm: WarmDir, key: Key, *, builder: Builder, claims: Claims, wait: float
+) -> None:
+    """Publish what bytecode the run added; without it the kernels are as good."""
+    try:
+        _by_content(warm, builder)
+        # No seconds: the run's are not what filling this piece alone takes.
+        trees.publish_shared(volume, warm, key, claims=claims, wait=wait, seconds=0.0)
+    except WarmerError as exc:
+        _log.warning("no bytecode of this run is published", failure=exc.message, hint=exc.hint)
+        restore.forget(warm, key.kind)
+
+
+def _by_content(warm: WarmDir, builder: Builder) -> None:
+    tree = os.path.join(warm.tree("bytecode"), bytecode.FAMILY)
+    found = bytecode.by_content(
+        tree, builder.interpreter, package="vllm", environment=builder.environment
+    )
+    _log.info("bytecode is bound to its sources", kept=found.kept, dropped=dict(found.dropped))
 
 
 def _sizes(tree: str) -> dict[str, int]:
@@ -199,54 +192,3 @@ def _sizes(tree: str) -> dict[str, int]:
             with contextlib.suppress(OSError):
                 sizes[path] = os.stat(path).st_size
     return sizes
-
-
-def _scan(warm: WarmDir, key: Key) -> archive.Manifest:
-    return archive.scan(warm.tree(key.kind), EXCLUDED)
-
-
-def _publish(
-    volume: Volume,
-    warm: WarmDir,
-    key: Key,
-    *,
-    grant: Grant,
-    after: int,
-    seconds: float,
-    needs: Mapping[str, int] | None = None,
-) -> int:
-    """Publish the kind's tree as it is, and record that it is what the generation holds."""
-    staging = stagings.begin(volume, key)
-    with stagings.staged(staging, grant):
-        with using("the warm dir or the volume"):
-            manifest = _scan(warm, key)
-            tree, target = warm.tree(key.kind), os.path.join(staging.path, ARCHIVE)
-            packed = archive.pack(tree, manifest, target)
-            listing = archive.encode(manifest)
-            with open(os.path.join(staging.path, MANIFEST), "wb") as f:
-                f.write(listing)
-        sealed = SealedFile(MANIFEST, len(listing), hashlib.sha256(listing).hexdigest())
-        number = publish.publish(
-            volume,
-            staging,
-            files=[packed, sealed],
-            grant=grant,
-            after=after,
-            source="engine run",
-            seconds=seconds,
-            needs=needs,
-        )
-    with (
-        using("the volume"),
-        open(os.path.join(volume.generation(key.kind, key.digest, number), SEAL), "rb") as f,
-    ):
-        restore.record(warm, key, number, hashlib.sha256(f.read()).hexdigest())
-    _log.info(
-        "published",
-        kind=key.kind,
-        key=key.short,
-        generation=number,
-        files=len(manifest.members),
-        bytes=packed.size,
-    )
-    return number

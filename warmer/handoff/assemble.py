@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from warmer import freedoms
+from warmer import families, freedoms
 from warmer.handoff import write
 from warmer.handoff.render import Handoff, Piece
 from warmer.model import KERNEL_KINDS
@@ -37,8 +37,11 @@ def hand_off(s: Situation, without: Mapping[Kind, str]) -> None:
             serve_argv += ["--revision", s.wanted.model.revision]
     else:
         write.link_model(model_path, model_files)
-    if without:  # a start that is cold may need what warmer does not know of
+    if set(without) - {"bytecode"}:  # what is cold may need what warmer does not know of
         env = {name: value for name, value in env.items() if not name.endswith("_OFFLINE")}
+    pieces = _pieces(s, without)
+    if not any(piece.kind == "bytecode" and piece.verdict == "sealed" for piece in pieces):
+        env = {n: v for n, v in env.items() if n not in families.variables("bytecode")}
     write.write(
         s.warm,
         Handoff(
@@ -47,7 +50,7 @@ def hand_off(s: Situation, without: Mapping[Kind, str]) -> None:
             served_name=s.how.served_name,
             env=env,
             argv=serve_argv,
-            pieces=_pieces(s, without),
+            pieces=pieces,
             command=stack.command if stack is not None else ("vllm",),
             known=freedoms.FREE_VARIABLES,
         ),

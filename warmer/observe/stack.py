@@ -26,7 +26,9 @@ _DIST_INFO: Final = re.compile(r"(.+?)-([^-]+)\.(?:dist|egg)-info$")
 # Asked of another interpreter than ours; what `Stack` needs of it, as JSON.
 _ASK: Final = (
     "import json, os, platform, sys;"
-    "print(json.dumps([sys.path, platform.python_version(), os.confstr('CS_GNU_LIBC_VERSION')]))"
+    "libc = os.confstr('CS_GNU_LIBC_VERSION');"
+    "tag = sys.implementation.cache_tag;"
+    "print(json.dumps([sys.path, platform.python_version(), libc, tag]))"
 )
 
 
@@ -53,11 +55,12 @@ def find(command: str | None) -> Stack | None:
             reason="no-engine",
             hint="point at the `vllm` script of the environment that serves, not at a wrapper",
         )
+    tag: str | None
     if _same(interpreter):
         paths: Sequence[str] = sys.path
-        python, libc = _own_python(), _own_libc()
+        python, libc, tag = _own_python(), _own_libc(), sys.implementation.cache_tag
     else:
-        paths, python, libc = _ask(interpreter)
+        paths, python, libc, tag = _ask(interpreter)
     site = next((p for p in paths if os.path.isfile(os.path.join(p, "vllm", "_version.py"))), None)
     if site is None:
         if command:
@@ -83,6 +86,11 @@ def find(command: str | None) -> Stack | None:
         packages=packages,
         command=(script,) if script else (sys.executable, "-m", "vllm.entrypoints.cli.main"),
         shim=shim,
+        interpreter=interpreter,
+        cache_tag=tag,
+        precompiled=os.path.exists(
+            os.path.join(site, "vllm", "__pycache__", f"__init__.{tag}.pyc")
+        ),
     )
 
 
@@ -123,7 +131,7 @@ def _same(interpreter: str) -> bool:
     return here and os.path.realpath(interpreter) == os.path.realpath(sys.executable)
 
 
-def _ask(interpreter: str) -> tuple[list[str], str, str]:
+def _ask(interpreter: str) -> tuple[list[str], str, str, str | None]:
     try:
         done = subprocess.run(
             [interpreter, "-c", _ASK], capture_output=True, timeout=60, check=True, text=True
@@ -134,8 +142,8 @@ def _ask(interpreter: str) -> tuple[list[str], str, str]:
             reason="no-engine",
             hint="point --vllm at the `vllm` script of an environment that works",
         ) from exc
-    paths, python, libc = json.loads(done.stdout)
-    return paths, python, libc or "unknown"
+    paths, python, libc, tag = json.loads(done.stdout)
+    return paths, python, libc or "unknown", tag
 
 
 def _own_python() -> str:

@@ -1,0 +1,140 @@
+"""A kernel kind's tree in the warm dir ↔ the generations of its key.
+
+A shared kind that another pod published meanwhile is merged: theirs wins where both have a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from typing import TYPE_CHECKING
+
+import structlog
+
+from warmer.errors import using
+from warmer.families import excluded
+from warmer.fill import archive, publish, restore, stagings
+from warmer.layout import ARCHIVE, MANIFEST, SEAL
+from warmer.observe import inventory
+from warmer.seal import SealedFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from warmer.fill.claim import Claims
+    from warmer.fill.locks import Grant
+    from warmer.layout import Volume, WarmDir
+    from warmer.model import Held, Key
+
+_log = structlog.get_logger(__name__)
+
+
+def prepare(volume: Volume, warm: WarmDir, key: Key, held: Held) -> None:
+    """Bring the kind's tree to what is sealed, or to nothing, and record neither.
+
+    Until the run has ended well, the tree is no piece: a record would outlive a kill.
+    """
+    if held.verdict in ("sealed", "stale"):
+        restore.restore(volume, warm, key, held.generation)
+        restore.distrust(warm, key.kind)
+        return
+    restore.forget(warm, key.kind)
+    with using("the warm dir"):
+        os.makedirs(warm.tree(key.kind))
+
+
+def publish_shared(
+    volume: Volume, warm: WarmDir, key: Key, *, claims: Claims, wait: float, seconds: float
+) -> int:
+    """Publish a shared kind if the run added to it; return the generation that now holds it.
+
+    Generations only grow: a file that is published stays as it is, whoever built another.
+    """
+    with claims.claim(key, wait=wait, filled=lambda: False) as grant:
+        if grant is None:
+            raise AssertionError("`filled` never says that it is")
+        with using("the volume"):
+            after = inventory.highest_taken(volume, key.kind, key.digest)
+        stagings.sweep(volume, key, grant)
+        held = inventory.observe(volume, warm, {key.kind: key}, neighbours=False).held[key.kind]
+        if held.verdict == "sealed":
+            mine = set(_scan(warm, key).members)
+            theirs, seal_sha256 = restore.read_manifest(volume, key, held.generation)
+            _merge(volume, warm, key, held.generation, added=mine - theirs.members.keys())
+            if mine <= theirs.members.keys():
+                restore.record(warm, key, held.generation, seal_sha256)
+                return held.generation
+        return publish_tree(volume, warm, key, grant=grant, after=after, seconds=seconds)
+
+
+def _merge(
+    volume: Volume, warm: WarmDir, key: Key, generation: int, *, added: Iterable[str]
+) -> None:
+    """Make the tree a published generation plus the files that only this run has."""
+    tree = warm.tree(key.kind)
+    mine = f"{tree}.{secrets.token_hex(4)}"
+    try:
+        with using("the warm dir"):
+            os.rename(tree, mine)
+        restore.restore(volume, warm, key, generation)
+        restore.distrust(warm, key.kind)
+        with using("the warm dir"):
+            for path in added:
+                place = os.path.join(tree, path)
+                os.makedirs(os.path.dirname(place), exist_ok=True)
+                os.rename(os.path.join(mine, path), place)
+    finally:
+        shutil.rmtree(mine, ignore_errors=True)
+
+
+def _scan(warm: WarmDir, key: Key) -> archive.Manifest:
+    return archive.scan(warm.tree(key.kind), excluded(key.kind))
+
+
+def publish_tree(
+    volume: Volume,
+    warm: WarmDir,
+    key: Key,
+    *,
+    grant: Grant,
+    after: int,
+    seconds: float,
+    needs: Mapping[str, int] | None = None,
+) -> int:
+    """Publish the kind's tree as it is, and record that it is what the generation holds."""
+    staging = stagings.begin(volume, key)
+    with stagings.staged(staging, grant):
+        with using("the warm dir or the volume"):
+            manifest = _scan(warm, key)
+            tree, target = warm.tree(key.kind), os.path.join(staging.path, ARCHIVE)
+            packed = archive.pack(tree, manifest, target)
+            listing = archive.encode(manifest)
+            with open(os.path.join(staging.path, MANIFEST), "wb") as f:
+                f.write(listing)
+        sealed = SealedFile(MANIFEST, len(listing), hashlib.sha256(listing).hexdigest())
+        number = publish.publish(
+            volume,
+            staging,
+            files=[packed, sealed],
+            grant=grant,
+            after=after,
+            source="engine run",
+            seconds=seconds,
+            needs=needs,
+        )
+    with (
+        using("the volume"),
+        open(os.path.join(volume.generation(key.kind, key.digest, number), SEAL), "rb") as f,
+    ):
+        restore.record(warm, key, number, hashlib.sha256(f.read()).hexdigest())
+    _log.info(
+        "published",
+        kind=key.kind,
+        key=key.short,
+        generation=number,
+        files=len(manifest.members),
+        bytes=packed.size,
+    )
+    return number
