@@ -22,7 +22,7 @@ from warmer.errors import VolumeError, using
 from warmer.families import EXCLUDED
 from warmer.fill import archive, engine, publish, restore, stagings
 from warmer.layout import ARCHIVE, MANIFEST, SEAL
-from warmer.observe import inventory
+from warmer.observe import inventory, numbers
 from warmer.seal import SealedFile
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def build(
         tick(line)
 
     with using("the volume"):
-        after = inventory.highest_taken(volume, "compile", compiled.digest)
+        after = numbers.highest_taken(volume, "compile", compiled.digest)
     stagings.sweep(volume, compiled, grant)
     try:
         for kind, key in keys.items():
@@ -157,7 +157,7 @@ def _publish_shared(
         if grant is None:
             raise AssertionError("`filled` never says that it is")
         with using("the volume"):
-            after = inventory.highest_taken(volume, key.kind, key.digest)
+            after = numbers.highest_taken(volume, key.kind, key.digest)
         stagings.sweep(volume, key, grant)
         held = inventory.observe(volume, warm, {key.kind: key}, neighbours=False).held[key.kind]
         if held.verdict == "sealed":

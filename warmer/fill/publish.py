@@ -30,7 +30,7 @@ from warmer import __version__, seal
 from warmer.errors import BusyError, IntegrityError, using
 from warmer.fill import locks
 from warmer.layout import KEY, SEAL
-from warmer.observe import inventory
+from warmer.observe import inventory, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -77,7 +77,7 @@ def publish(
         staging: what; every file already verified by who put it there.
         files: the staged files with the size and sha256 they were verified to have.
         grant: the lock, asked as the last act.
-        after: the highest number taken when the grant was got (`inventory.highest_taken`); who
+        after: the highest number taken when the grant was got (`numbers.highest_taken`); who
             published since has won.
         source: where the bytes came from; no credentials.
         seconds: what filling took.
@@ -129,13 +129,60 @@ def quarantine(volume: Volume, key: Key, generation: int) -> str:
     Raises:
         VolumeError: the volume failed.
     """
+    return _aside(volume, key, generation, volume.quarantine)
+
+
+def hide(volume: Volume, key: Key, generation: int) -> str:
+    """Move a generation that nothing needs into the trash, under its key's grant.
+
+    Its directory's time becomes the server's now: what is in the trash has been there since.
+
+    Returns:
+        Where it is now; `put_back` undoes it.
+
+    Raises:
+        VolumeError: the volume failed.
+    """
+    with using(_PLACE):
+        os.utime(volume.generation(key.kind, key.digest, generation))
+    return _aside(volume, key, generation, volume.trash)
+
+
+def put_back(volume: Volume, place: str) -> bool:
+    """Undo `hide`; False where the number is published again, or the trash has been emptied.
+
+    Args:
+        volume: where.
+        place: what `hide` returned.
+
+    Raises:
+        VolumeError: the volume failed.
+    """
+    was = numbers.aside(os.path.basename(place))
+    if was is None:
+        return False
+    target = volume.generation(was.kind, was.digest, was.number)
+    with using(_PLACE):
+        _make_directories(volume.root, os.path.dirname(target))
+        try:
+            os.rename(place, target)
+        except OSError as exc:
+            if exc.errno in (*_TAKEN, *_MOVED):
+                return False
+            raise
+        _flush(os.path.dirname(target))
+        _flush(volume.trash)
+    return True
+
+
+def _aside(volume: Volume, key: Key, generation: int, place: str) -> str:
     source = volume.generation(key.kind, key.digest, generation)
     name = f"{key.kind}-{key.digest}-{generation}-{secrets.token_hex(4)}"
-    target = os.path.join(volume.quarantine, name)
+    target = os.path.join(place, name)
     with using(_PLACE):
-        _make_directories(volume.root, volume.quarantine)
+        _make_directories(volume.root, place)
         os.rename(source, target)
-        _flush(volume.quarantine)
+        _flush(place)
         _flush(os.path.dirname(source))
     return target
 
@@ -148,10 +195,10 @@ def _commit(volume: Volume, staging: Staging, generation: int) -> None:
         os.rename(staging.path, target)
     except OSError as exc:
         # This opens the directory anew: what NFS remembers of it may be from before.
-        numbers = inventory.generations(volume, key.kind, key.digest)
+        there = numbers.generations(volume, key.kind, key.digest)
         if _published_nonce(target) == staging.nonce:
             return
-        if exc.errno in _TAKEN or (exc.errno in _MOVED and generation in numbers):
+        if exc.errno in _TAKEN or (exc.errno in _MOVED and generation in there):
             raise LostRaceError(key, generation) from exc
         raise
 
