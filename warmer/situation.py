@@ -79,6 +79,17 @@ def look(settings: Settings) -> Situation:
         SourceError: the model cannot be resolved or listed.
         VolumeError: the volume cannot be read.
     """
+    return again(wish(settings))
+
+
+def wish(settings: Settings) -> Situation:
+    """Find out what is wanted, before any piece of it is looked at: `again` does that.
+
+    Raises:
+        UsageError: the settings name something that is not there.
+        SourceError: the model cannot be resolved.
+        VolumeError: the volume is not there.
+    """
     volume, warm = Volume(settings.volume), WarmDir(settings.warm_dir)
     inventory.require(volume)
     host = observe_host.observe(vllm=settings.vllm, image=settings.image)
@@ -96,9 +107,7 @@ def look(settings: Settings) -> Situation:
     how = wanted.start(settings, host, model, warm, configured=configured)
     want = wanted.want(settings, host, model, how, digests)
     patient = Retrying(source, budget=settings.retry, patience=patience)
-    return again(
-        Situation(settings, volume, warm, host, patient, how, want, Inventory({}), Plan(()))
-    )
+    return Situation(settings, volume, warm, host, patient, how, want, Inventory({}), Plan(()))
 
 
 def again(situation: Situation) -> Situation:

@@ -61,6 +61,7 @@ class Handoff:
         pieces: what is there, and what is not.
         command: what started vLLM for the build; where it is not there, `vllm` of the PATH.
         known: names of variables that are free to differ; `serve` warns of others.
+        live: a file that `serve` keeps locked for the server; empty without.
     """
 
     model_path: str
@@ -71,6 +72,7 @@ class Handoff:
     pieces: Sequence[Piece]
     command: Sequence[str] = ("vllm",)
     known: Iterable[str] = ()
+    live: str = ""
 
 
 # The loop names what would make the kernels miss before vLLM spends minutes finding out.
@@ -89,7 +91,7 @@ for name in $(env | sed -n 's/^\\(VLLM_[A-Za-z0-9_]*\\)=.*/\\1/p'); do
         *) echo "warmer: $name was not set when the kernels were built; they may not hit" >&2 ;;
     esac
 done
-. {env}
+{hold}. {env}
 PATH="$PATH"{bin}
 export PATH
 set -- serve {words} "$@"
@@ -97,6 +99,17 @@ if command -v {program} >/dev/null 2>&1; then
     exec {command} "$@"
 fi
 exec vllm "$@"
+"""
+
+
+# The lock goes with the descriptor through exec to the server, and ends with it.
+_HOLD: Final = """\
+live={live} # locked while the server runs: `warmer gc` leaves alone what it was handed
+if command -v flock >/dev/null 2>&1 && (: <"$live") 2>/dev/null; then
+    exec 9<"$live"
+    flock -s -n 9 2>/dev/null || {{ sleep 1 && flock -s -n 9; }} 2>/dev/null ||
+        echo "warmer: cannot lock $live: only the age of this start is seen by warmer gc" >&2
+fi
 """
 
 
@@ -115,6 +128,7 @@ def render(handoff: Handoff, *, directory: str, probe: str) -> dict[str, str]:
         version=__version__,
         known=" ".join(sorted({*handoff.env, *handoff.known})),
         env=shlex.quote(os.path.join(directory, "env")),
+        hold=_HOLD.format(live=shlex.quote(handoff.live)) if handoff.live else "",
         bin=_beside(handoff.command[0]),
         words=shlex.join([handoff.model_path, *handoff.argv]),
         program=shlex.quote(handoff.command[0]),

@@ -1,0 +1,232 @@
+"""Records of use: what each warm dir was handed, so that `warmer gc` leaves it alone.
+
+A record is written before the pieces are looked at, and `warmer gc` reads the records again after
+it has hidden a piece: whichever comes second sees the other. Until the handoff, the record names
+keys alone, which stand for every generation of them; then, the generations handed off.
+
+A record is as old as its file, by the clock of the volume's server; no other clock is asked. The
+server that starts from the handoff keeps ``<name>.live`` locked, so that a record of a running
+pod counts however old it is, where locks on the mount exclude other nodes.
+
+A pod whose volume is full or read-only starts all the same, unrecorded; the log says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from warmer.errors import using
+from warmer.observe import numbers
+from warmer.usage import Piece, Use, covers, encode, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from warmer.layout import Volume, WarmDir
+
+_log = structlog.get_logger(__name__)
+_PLACE: Final = "the volume"
+_NAME: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
+_RECORD: Final = re.compile(r"([0-9a-f]{16})\.json", re.ASCII)
+_NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def record(volume: Volume, warm: WarmDir, pieces: Iterable[Piece], *, owner: str) -> None:
+    """Record that a warm dir uses pieces; what cannot be written is logged, not raised.
+
+    A record that protects them all already is only made young again.
+
+    Args:
+        volume: where to.
+        warm: whose use it is.
+        pieces: what is used.
+        owner: names the prefill to people.
+    """
+    wanted = frozenset(pieces)
+    known = False
+    try:
+        name = _name(warm)
+        before = _named(volume, name)
+        known = all(covers(before, piece) for piece in wanted)
+        if known:
+            with contextlib.suppress(FileNotFoundError):  # removed since: it is written anew
+                os.utime(volume.use(name))
+                return
+        begin(volume)
+        _touch(volume.live(name))
+        _replace(volume.use(name), encode(wanted, warm=warm.root, owner=owner))
+    except OSError as exc:
+        if known and exc.errno == errno.EROFS:  # it ages from when the volume was writable
+            return
+        _log.warning(
+            "cannot record what is used here: `warmer gc` may remove it",
+            failure=f"{exc.strerror} at {exc.filename}",
+            hint="mount the volume writable where `warmer prefill` runs, or let gc --keep longer",
+        )
+
+
+def begin(volume: Volume) -> None:
+    """Begin to record uses on a volume; `Volume.since` is as old as the first call.
+
+    Raises:
+        OSError: the volume failed.
+    """
+    os.makedirs(volume.uses, exist_ok=True)
+    _touch(volume.since)
+
+
+def name_of(warm: WarmDir) -> str | None:
+    """Name a warm dir's record; None where it has none."""
+    try:
+        with open(warm.use, encoding="ascii") as f:
+            name = f.read(64).strip()
+    except (OSError, ValueError):
+        return None
+    return name if _NAME.fullmatch(name) else None
+
+
+def read_all(volume: Volume) -> list[Use]:
+    """Read every record, as the server has them now.
+
+    Raises:
+        VolumeError: the records cannot be listed.
+    """
+    with using(_PLACE):
+        try:
+            names = sorted(numbers.listing(volume, volume.uses))
+        except FileNotFoundError:
+            return []
+        found = (_read(volume, match[1]) for match in map(_RECORD.fullmatch, names) if match)
+        return [use for use in found if use is not None]
+
+
+def renew(volume: Volume, use: Use) -> None:
+    """Make the record of a running server young again: its pod may be between two starts later.
+
+    Raises:
+        VolumeError: the volume failed.
+    """
+    with using(_PLACE), contextlib.suppress(FileNotFoundError):
+        os.utime(volume.use(use.name))
+
+
+def forget(volume: Volume, use: Use) -> bool:
+    """Remove a record; False where a server holds it, or a prefill made it young meanwhile.
+
+    Raises:
+        VolumeError: the volume failed.
+    """
+    path, live = volume.use(use.name), volume.live(use.name)
+    aside = f"{path}.{secrets.token_hex(4)}"
+    with using(_PLACE), contextlib.ExitStack() as stack:
+        if _held(live, stack):
+            return False
+        try:
+            os.rename(path, aside)
+        except FileNotFoundError:
+            return False
+        if os.stat(aside).st_mtime > use.at:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+            os.unlink(aside)
+            return False
+        os.unlink(aside)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(live)
+    return True
+
+
+def _read(volume: Volume, name: str) -> Use | None:
+    path = volume.use(name)
+    with contextlib.ExitStack() as stack:
+        live = _held(volume.live(name), stack)
+    try:
+        with open(path, "rb") as f:
+            at = os.fstat(f.fileno()).st_mtime
+            data = f.read()
+        pieces, owner = parse(data)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        with contextlib.suppress(FileNotFoundError):
+            return Use(name, os.stat(path).st_mtime, live, None, why=exc.strerror or str(exc))
+        return None
+    except ValueError as exc:
+        return Use(name, at, live, None, why=str(exc))
+    return Use(name, at, live, pieces, owner)
+
+
+def _held(path: str, stack: contextlib.ExitStack) -> bool:
+    """Whether a server holds the lock; if not, it is held here until the stack is closed.
+
+    What cannot be asked counts as held, but where there are no locks at all.
+    """
+    try:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as exc:
+            if exc.errno not in (errno.EROFS, errno.EACCES):
+                raise
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    stack.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        return exc.errno not in _NO_LOCKS
+    return False
+
+
+def _named(volume: Volume, name: str) -> frozenset[Piece]:
+    try:
+        with open(volume.use(name), "rb") as f:
+            return parse(f.read())[0]
+    except (OSError, ValueError):
+        return frozenset()
+
+
+def _name(warm: WarmDir) -> str:
+    """Name a warm dir, for good.
+
+    Raises:
+        OSError: the warm dir failed.
+    """
+    if (known := name_of(warm)) is not None:
+        return known
+    fresh = secrets.token_hex(8)
+    _replace(warm.use, fresh.encode())
+    return fresh
+
+
+def _touch(path: str) -> None:
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+
+
+def _replace(path: str, data: bytes) -> None:
+    fresh = f"{path}.{secrets.token_hex(4)}"
+    try:
+        with open(fresh, "xb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(fresh, path)
+        directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(fresh)
+        raise
