@@ -1,0 +1,186 @@
+"""look → decide → hide → (grace) → remove: room on the volume, at nobody's cost.
+
+The decision is a value: a dry run stops at it. Every step looks again before it acts, and one that
+meets another owner at work is left for the next run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from warmer.collect import census, removal
+from warmer.collect.decide import Decision, Step, decide
+from warmer.errors import BusyError, UsageError
+from warmer.fill import capacity, publish, uses
+from warmer.fill.claim import Claims
+from warmer.fill.locks.registry import open_lock
+from warmer.model import Key
+from warmer.observe import inventory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from warmer.fill.locks import Grant
+    from warmer.layout import Volume
+    from warmer.settings import LockUrl
+
+_log = structlog.get_logger(__name__)
+DEFAULT_KEEP: Final = 14 * 86400.0
+DEFAULT_GRACE: Final = 3600.0
+SHORTEST_KEEP: Final = 3600.0
+"""Seconds: a pod that starts has to be seen before it has its handoff."""
+
+_WAIT: Final = 5.0
+"""Seconds to wait for a key's lock; tickets take three to settle."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a gc did, or in a dry run would do.
+
+    Attributes:
+        decision: what it set out to do.
+        dry: whether it stopped there.
+        done: the steps that were carried out.
+        skipped: the steps that were not, with the reason.
+        free: bytes free afterwards.
+    """
+
+    decision: Decision
+    dry: bool
+    done: list[Step] = field(default_factory=list)
+    skipped: list[tuple[Step, str]] = field(default_factory=list)
+    free: int = 0
+
+    def size(self, action: str) -> int:
+        """Bytes of the steps of one kind that were carried out; in a dry run, that would be."""
+        steps = self.decision.steps if self.dry else self.done
+        return sum(step.size for step in steps if step.action == action)
+
+
+def collect(
+    volume: Volume,
+    lock: LockUrl,
+    *,
+    keep: float = DEFAULT_KEEP,
+    grace: float = DEFAULT_GRACE,
+    min_free: int | None = None,
+    me: str = "",
+    dry: bool = False,
+) -> Outcome:
+    """Free a volume of what nobody needs.
+
+    Args:
+        volume: which.
+        lock: the one that prefills on it use.
+        keep: seconds for which a use counts.
+        grace: seconds between hiding and removing.
+        min_free: bytes that are enough; see `decide`.
+        me: how this process is named to waiters.
+        dry: decide only.
+
+    Raises:
+        UsageError: `keep` is too short.
+        VolumeError: the volume failed; what was done stands, and the next run goes on.
+        LockError: the lock's service failed or refused.
+    """
+    if keep < SHORTEST_KEEP:
+        raise UsageError(
+            f"got --keep of {keep:.0f} s, expected at least {SHORTEST_KEEP:.0f}",
+            reason="bad-value",
+            hint="a pod that starts must be seen before it has its handoff",
+        )
+    inventory.require(volume)
+    decision = decide(census.take(volume, dry=dry), keep=keep, grace=grace, min_free=min_free)
+    for doubt in decision.doubts:
+        _log.error(
+            "a record of use cannot be read: nothing is hidden",
+            record=doubt,
+            hint="its pod's next prefill writes it anew; remove it when no pod uses it",
+        )
+    outcome = Outcome(decision, dry)
+    if not dry:
+        claims = Claims(lambda: open_lock(lock, volume=volume, me=me))
+        for step in decision.steps:
+            if step.action != "hide" and not _is_staging(step):
+                _note(outcome, step, _simple(volume, step, keep=keep))
+        _under_locks(volume, claims, outcome, keep=keep)
+        _log.info(
+            "collected",
+            hidden_bytes=outcome.size("hide"),
+            removed_bytes=outcome.size("remove"),
+            skipped=len(outcome.skipped),
+        )
+    outcome.free = capacity.free(volume.root)
+    return outcome
+
+
+def _simple(volume: Volume, step: Step, *, keep: float) -> str:
+    """Do what needs no lock; return why it was not done."""
+    if step.use is not None:
+        if step.action == "renew":
+            uses.renew(volume, step.use)
+            return ""
+        return "" if uses.forget(volume, step.use) else "it came into use again"
+    if step.aside is None:
+        return "nothing to do"
+    if step.action == "put back":
+        return (
+            "" if publish.put_back(volume, step.aside.path) else "its place is taken, or it is gone"
+        )
+    if step.aside.sort == "leftover":
+        removal.erase(step.aside.path)
+        return ""
+    return removal.empty(volume, step.aside, keep=keep)
+
+
+def _under_locks(volume: Volume, claims: Claims, outcome: Outcome, *, keep: float) -> None:
+    """Hide generations and remove stagings, key by key, each under its key's lock."""
+    steps = [s for s in outcome.decision.steps if s.action == "hide" or _is_staging(s)]
+    keyed = [(step.piece.key, step) for step in steps if step.piece is not None]
+    for (kind, digest), group in groupby(sorted(keyed, key=lambda k: k[0]), key=lambda k: k[0]):
+        some = [step for _, step in group]
+        try:
+            with claims.claim(Key.known(kind, digest), wait=_WAIT, filled=lambda: False) as grant:
+                if grant is not None:
+                    _keyed(volume, some, grant, outcome, keep=keep)
+        except BusyError as exc:
+            _skip(outcome, some, exc.message)
+
+
+def _keyed(
+    volume: Volume, steps: Iterable[Step], grant: Grant, outcome: Outcome, *, keep: float
+) -> None:
+    for step in steps:
+        if step.action == "hide" and step.piece is not None:
+            why = removal.hide(volume, step.piece, grant, keep=keep)
+        elif grant.exclusive:
+            why = removal.sweep(step, grant)
+        else:
+            why = "locks on this volume exclude nobody: its owner may be at work"
+        _note(outcome, step, why)
+
+
+def _skip(outcome: Outcome, steps: Iterable[Step], why: str) -> None:
+    done = {id(step) for step in (*outcome.done, *(s for s, _ in outcome.skipped))}
+    for step in steps:
+        if id(step) not in done:
+            _note(outcome, step, why)
+
+
+def _note(outcome: Outcome, step: Step, why: str) -> None:
+    if why:
+        _log.info("left alone", what=step.name, why=why)
+        outcome.skipped.append((step, why))
+        return
+    outcome.done.append(step)
+    if step.action != "renew":
+        _log.info(step.action, what=step.name, why=step.reason, bytes=step.size)
+
+
+def _is_staging(step: Step) -> bool:
+    return step.aside is not None and step.aside.sort == "staging"
