@@ -7,14 +7,13 @@ meets another owner at work is left for the next run.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from warmer.collect import census, removal
 from warmer.collect.decide import Decision, Step, decide
-from warmer.errors import BusyError, UsageError
+from warmer.errors import BusyError, UsageError, VolumeError
 from warmer.fill import capacity, publish, uses
 from warmer.fill.claim import Claims
 from warmer.fill.locks.registry import open_lock
@@ -22,10 +21,10 @@ from warmer.model import Key
 from warmer.observe import inventory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator, Sequence
 
-    from warmer.fill.locks import Grant
     from warmer.layout import Volume
+    from warmer.model import Kind
     from warmer.settings import LockUrl
 
 _log = structlog.get_logger(__name__)
@@ -34,6 +33,7 @@ DEFAULT_GRACE: Final = 3600.0
 SHORTEST_KEEP: Final = 3600.0
 """Seconds: a pod that starts has to be seen before it has its handoff."""
 
+_FULL: Final = ("no-space", "quota")
 _WAIT: Final = 5.0
 """Seconds to wait for a key's lock; tickets take three to settle."""
 
@@ -105,10 +105,7 @@ def collect(
     outcome = Outcome(decision, dry)
     if not dry:
         claims = Claims(lambda: open_lock(lock, volume=volume, me=me))
-        for step in decision.steps:
-            if step.action != "hide" and not _is_staging(step):
-                _note(outcome, step, _simple(volume, step, keep=keep))
-        _under_locks(volume, claims, outcome, keep=keep)
+        _carry_out(volume, claims, outcome, decision.steps, keep=keep)
         _log.info(
             "collected",
             hidden_bytes=outcome.size("hide"),
@@ -117,6 +114,38 @@ def collect(
         )
     outcome.free = capacity.free(volume.root)
     return outcome
+
+
+def _carry_out(
+    volume: Volume, claims: Claims, outcome: Outcome, steps: Sequence[Step], *, keep: float
+) -> None:
+    """Do the steps; those for which a full volume has no room, again when others have made some."""
+    full: list[tuple[Step, VolumeError]] = []
+    for group in _grouped(steps):
+        try:
+            if group[0].piece is not None and _locked(group[0]):
+                _under_lock(volume, claims, outcome, group, keep=keep)
+            else:
+                _note(outcome, group[0], _simple(volume, group[0], keep=keep))
+        except VolumeError as exc:
+            if exc.reason not in _FULL:
+                raise
+            noted = {id(step) for step in (*outcome.done, *(s for s, _ in outcome.skipped))}
+            full += [(step, exc) for step in group if id(step) not in noted]
+    if full and len(full) == len(steps):
+        raise full[0][1]
+    if full:
+        _carry_out(volume, claims, outcome, [step for step, _ in full], keep=keep)
+
+
+def _grouped(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """First what needs no lock, step by step; then the rest, a group for each key."""
+    yield from ([step] for step in steps if not _locked(step))
+    keyed: dict[tuple[Kind, str], list[Step]] = {}
+    for step in steps:
+        if _locked(step) and step.piece is not None:
+            keyed.setdefault(step.piece.key, []).append(step)
+    yield from keyed.values()
 
 
 def _simple(volume: Volume, step: Step, *, keep: float) -> str:
@@ -138,38 +167,26 @@ def _simple(volume: Volume, step: Step, *, keep: float) -> str:
     return removal.empty(volume, step.aside, keep=keep)
 
 
-def _under_locks(volume: Volume, claims: Claims, outcome: Outcome, *, keep: float) -> None:
-    """Hide generations and remove stagings, key by key, each under its key's lock."""
-    steps = [s for s in outcome.decision.steps if s.action == "hide" or _is_staging(s)]
-    keyed = [(step.piece.key, step) for step in steps if step.piece is not None]
-    for (kind, digest), group in groupby(sorted(keyed, key=lambda k: k[0]), key=lambda k: k[0]):
-        some = [step for _, step in group]
-        try:
-            with claims.claim(Key.known(kind, digest), wait=_WAIT, filled=lambda: False) as grant:
-                if grant is not None:
-                    _keyed(volume, some, grant, outcome, keep=keep)
-        except BusyError as exc:
-            _skip(outcome, some, exc.message)
-
-
-def _keyed(
-    volume: Volume, steps: Iterable[Step], grant: Grant, outcome: Outcome, *, keep: float
+def _under_lock(
+    volume: Volume, claims: Claims, outcome: Outcome, steps: Sequence[Step], *, keep: float
 ) -> None:
-    for step in steps:
-        if step.action == "hide" and step.piece is not None:
-            why = removal.hide(volume, step.piece, grant, keep=keep)
-        elif grant.exclusive:
-            why = removal.sweep(step, grant)
-        else:
-            why = "locks on this volume exclude nobody: its owner may be at work"
-        _note(outcome, step, why)
-
-
-def _skip(outcome: Outcome, steps: Iterable[Step], why: str) -> None:
-    done = {id(step) for step in (*outcome.done, *(s for s, _ in outcome.skipped))}
-    for step in steps:
-        if id(step) not in done:
-            _note(outcome, step, why)
+    """Hide generations and remove stagings of one key, under its lock."""
+    kind, digest = steps[0].piece.key if steps[0].piece is not None else ("weights", "")
+    left = list(steps)
+    try:
+        with claims.claim(Key.known(kind, digest), wait=_WAIT, filled=lambda: False) as grant:
+            while left and grant is not None:
+                step = left[0]
+                if step.action == "hide" and step.piece is not None:
+                    why = removal.hide(volume, step.piece, grant, keep=keep)
+                elif grant.exclusive:
+                    why = removal.sweep(step, grant)
+                else:
+                    why = "locks on this volume exclude nobody: its owner may be at work"
+                _note(outcome, left.pop(0), why)
+    except BusyError as exc:
+        for step in left:
+            _note(outcome, step, exc.message)
 
 
 def _note(outcome: Outcome, step: Step, why: str) -> None:
@@ -182,5 +199,6 @@ def _note(outcome: Outcome, step: Step, why: str) -> None:
         _log.info(step.action, what=step.name, why=step.reason, bytes=step.size)
 
 
-def _is_staging(step: Step) -> bool:
-    return step.aside is not None and step.aside.sort == "staging"
+def _locked(step: Step) -> bool:
+    """Whether a step is done under its key's lock."""
+    return step.action == "hide" or (step.aside is not None and step.aside.sort == "staging")

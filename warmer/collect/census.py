@@ -23,7 +23,7 @@ from warmer.usage import ANY, Piece
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from warmer.collect.need import State
+    from warmer.collect.need import Sort, State
     from warmer.layout import Volume
     from warmer.model import Kind
 
@@ -90,7 +90,6 @@ def published(volume: Volume, piece: Piece) -> Published:
     """
     directory = volume.generation(*piece)
     state: State = "foreign"
-    size = 0
     try:
         if (at := _sealed_at(directory)) is None:
             at = os.stat(directory).st_mtime
@@ -99,11 +98,9 @@ def published(volume: Volume, piece: Piece) -> Published:
         raise
     except OSError:
         return Published(piece, "unreadable", 0, 0.0)
-    if held.verdict == "sealed":
-        state, size = "sealed", held.size
-    elif held.verdict != "foreign":
-        state, size = "broken", weigh(directory)[0]
-    return Published(piece, state, size, at)
+    if held.verdict != "foreign":
+        state = "sealed" if held.verdict == "sealed" else "broken"
+    return Published(piece, state, weigh(directory)[0], at)
 
 
 def _sealed_at(directory: str) -> float | None:
@@ -138,16 +135,14 @@ def _asides(volume: Volume) -> Iterator[Aside]:
             path = os.path.join(volume.staging, name)
             size, newest = weigh(path)
             yield Aside("staging", path, size, newest, piece)
-    for name in _names(volume, volume.trash):
-        if was := numbers.aside(name):
-            path = os.path.join(volume.trash, name)
-            size, _ = weigh(path)
-            yield Aside("trash", path, size, _moved(path), Piece(*was), name.endswith(GOING))
-    for name in _names(volume, volume.quarantine):
-        if was := numbers.aside(name):
-            path = os.path.join(volume.quarantine, name)
-            size, _ = weigh(path)
-            yield Aside("quarantine", path, size, _moved(path), Piece(*was))
+    sorts: tuple[tuple[Sort, str], ...]
+    sorts = (("trash", volume.trash), ("quarantine", volume.quarantine))
+    for sort, place in sorts:
+        for name in _names(volume, place):
+            if was := numbers.aside(name):
+                path = os.path.join(place, name)
+                size, _ = weigh(path)
+                yield Aside(sort, path, size, _moved(path), Piece(*was), name.endswith(GOING))
     for directory, ours in (
         (volume.uses, _HALF.fullmatch),
         (os.path.join(volume.top, "refs"), _HALF.fullmatch),
@@ -189,12 +184,11 @@ def weigh(top: str) -> tuple[int, float]:
 
 
 def _moved(path: str) -> float:
-    """When a directory came where it is: renaming changes the time of its inode, not its own."""
+    """When a directory came where it is; the future where it is gone by now."""
     try:
-        info = os.stat(path)
+        return os.stat(path).st_mtime
     except FileNotFoundError:
         return float("inf")
-    return max(info.st_mtime, info.st_ctime)
 
 
 def _names(volume: Volume, directory: str) -> list[str]:

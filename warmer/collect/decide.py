@@ -140,8 +140,9 @@ def _rest(census: Census, *, keep: float) -> Iterator[Step]:
         age = census.now - aside.at
         if aside.sort == "staging" and age >= STILL:
             yield Step("remove", f"last written {ago(age)}", aside.size, aside.piece, aside)
-        elif aside.sort == "quarantine" and age >= keep:
-            yield Step("remove", f"moved aside {ago(age)}", aside.size, aside.piece, aside)
+        elif aside.sort == "quarantine" and (aside.going or age >= keep):
+            why = "its removal had begun" if aside.going else f"moved aside {ago(age)}"
+            yield Step("remove", why, aside.size, aside.piece, aside)
         elif aside.sort == "leftover" and age >= STILL:
             yield Step("remove", f"left over {ago(age)}", aside.size, None, aside)
 

@@ -135,16 +135,12 @@ def quarantine(volume: Volume, key: Key, generation: int) -> str:
 def hide(volume: Volume, key: Key, generation: int) -> str:
     """Move a generation that nothing needs into the trash, under its key's grant.
 
-    Its directory's time becomes the server's now: what is in the trash has been there since.
-
     Returns:
         Where it is now; `put_back` undoes it.
 
     Raises:
         VolumeError: the volume failed.
     """
-    with using(_PLACE):
-        os.utime(volume.generation(key.kind, key.digest, generation))
     return _aside(volume, key, generation, volume.trash)
 
 
@@ -176,11 +172,13 @@ def put_back(volume: Volume, place: str) -> bool:
 
 
 def _aside(volume: Volume, key: Key, generation: int, place: str) -> str:
+    """Move a generation; its directory's time says by the server's clock since when it is there."""
     source = volume.generation(key.kind, key.digest, generation)
     name = f"{key.kind}-{key.digest}-{generation}-{secrets.token_hex(4)}"
     target = os.path.join(place, name)
     with using(_PLACE):
         _make_directories(volume.root, place)
+        os.utime(source)
         os.rename(source, target)
         _flush(place)
         _flush(os.path.dirname(source))

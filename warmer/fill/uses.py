@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 _PLACE: Final = "the volume"
 _NAME: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
-_RECORD: Final = re.compile(r"([0-9a-f]{16})\.json", re.ASCII)
+_RECORD: Final = re.compile(r"([0-9a-f]{16})\.(?:json|live)", re.ASCII)
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -76,10 +76,13 @@ def record(volume: Volume, warm: WarmDir, pieces: Iterable[Piece], *, owner: str
 def begin(volume: Volume) -> None:
     """Begin to record uses on a volume; `Volume.since` is as old as the first call.
 
+    What gc needs is made here too: on a full volume it could not be.
+
     Raises:
         OSError: the volume failed.
     """
-    os.makedirs(volume.uses, exist_ok=True)
+    for place in (volume.uses, volume.trash, volume.taken):
+        os.makedirs(place, exist_ok=True)
     _touch(volume.since)
 
 
@@ -101,11 +104,12 @@ def read_all(volume: Volume) -> list[Use]:
     """
     with using(_PLACE):
         try:
-            names = sorted(numbers.listing(volume, volume.uses))
+            found = map(_RECORD.fullmatch, numbers.listing(volume, volume.uses))
         except FileNotFoundError:
             return []
-        found = (_read(volume, match[1]) for match in map(_RECORD.fullmatch, names) if match)
-        return [use for use in found if use is not None]
+        names = sorted({match[1] for match in found if match})
+        found_uses = (_read(volume, name) for name in names)
+        return [use for use in found_uses if use is not None]
 
 
 def renew(volume: Volume, use: Use) -> None:
@@ -129,18 +133,20 @@ def forget(volume: Volume, use: Use) -> bool:
     with using(_PLACE), contextlib.ExitStack() as stack:
         if _held(live, stack):
             return False
-        try:
+        with contextlib.suppress(FileNotFoundError):  # a gc was killed here, or a prefill
             os.rename(path, aside)
-        except FileNotFoundError:
-            return False
-        if os.stat(aside).st_mtime > use.at:
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
+            young = os.stat(aside).st_mtime > use.at
+            if young:
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, path)
             os.unlink(aside)
-            return False
-        os.unlink(aside)
+            if young:
+                return False
         with contextlib.suppress(FileNotFoundError):
             os.unlink(live)
+        if os.path.lexists(path):  # a prefill wrote it anew, and its server needs the lock
+            _touch(live)
+            return False
     return True
 
 
@@ -154,7 +160,7 @@ def _read(volume: Volume, name: str) -> Use | None:
             data = f.read()
         pieces, owner = parse(data)
     except FileNotFoundError:
-        return None
+        return _unnamed(volume, name, live=live)
     except OSError as exc:
         with contextlib.suppress(FileNotFoundError):
             return Use(name, os.stat(path).st_mtime, live, None, why=exc.strerror or str(exc))
@@ -162,6 +168,17 @@ def _read(volume: Volume, name: str) -> Use | None:
     except ValueError as exc:
         return Use(name, at, live, None, why=str(exc))
     return Use(name, at, live, pieces, owner)
+
+
+def _unnamed(volume: Volume, name: str, *, live: bool) -> Use | None:
+    """A lock without its record: a server that holds it may use anything."""
+    try:
+        at = os.stat(volume.live(name)).st_mtime
+    except FileNotFoundError:
+        return None
+    if live:
+        return Use(name, at, live, None, why="its server runs, and its record is gone")
+    return Use(name, at, live, frozenset())
 
 
 def _held(path: str, stack: contextlib.ExitStack) -> bool:
