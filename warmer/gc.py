@@ -6,6 +6,7 @@ meets another owner at work is left for the next run.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,8 @@ from warmer.collect.decide import Decision, Step, decide
 from warmer.errors import BusyError, UsageError, VolumeError
 from warmer.fill import capacity, publish, uses
 from warmer.fill.claim import Claims
+from warmer.fill.locks import file as file_lock
+from warmer.fill.locks.record import Owner
 from warmer.fill.locks.registry import open_lock
 from warmer.model import Key
 from warmer.observe import inventory
@@ -23,6 +26,7 @@ from warmer.observe import inventory
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from warmer.fill.locks.file import FileGrant
     from warmer.layout import Volume
     from warmer.model import Kind
     from warmer.settings import LockUrl
@@ -85,6 +89,7 @@ def collect(
 
     Raises:
         UsageError: `keep` is too short.
+        BusyError: another gc is at work on the volume.
         VolumeError: the volume failed; what was done stands, and the next run goes on.
         LockError: the lock's service failed or refused.
     """
@@ -95,25 +100,60 @@ def collect(
             hint="a pod that starts must be seen before it has its handoff",
         )
     inventory.require(volume)
-    decision = decide(census.take(volume, dry=dry), keep=keep, grace=grace, min_free=min_free)
-    for doubt in decision.doubts:
+    with contextlib.nullcontext() if dry else alone(volume, me=me):
+        look = census.take(volume, dry=dry)
+        outcome = Outcome(decide(look, keep=keep, grace=grace, min_free=min_free), dry)
+        _doubt(outcome)
+        if not dry:
+            claims = Claims(lambda: open_lock(lock, volume=volume, me=me))
+            _carry_out(volume, claims, outcome, outcome.decision.steps, keep=keep)
+            _log.info(
+                "collected",
+                hidden_bytes=outcome.size("hide"),
+                removed_bytes=outcome.size("remove"),
+                skipped=len(outcome.skipped),
+            )
+    outcome.free = capacity.free(volume.root)
+    return outcome
+
+
+@contextlib.contextmanager
+def alone(volume: Volume, *, me: str) -> Iterator[None]:
+    """Be the only gc on a volume, where it has locks and room for one.
+
+    Two of them would do no harm, but each would take the other's look at the servers' locks for
+    servers that run.
+
+    Raises:
+        BusyError: another gc is at work.
+        VolumeError: the volume failed.
+    """
+    grant: FileGrant | Owner | None = None
+    try:
+        grant = file_lock.acquire(volume.gc_lock, me=Owner(name=me), place="the volume")
+    except VolumeError as exc:
+        if exc.reason not in (*_FULL, "no-locks"):
+            raise
+    if isinstance(grant, Owner):
+        raise BusyError(
+            f"got another gc at work on {volume.root}, expected to be the only one",
+            reason="gc-busy",
+            hint="wait for it to end: concurrencyPolicy: Forbid keeps a CronJob from meeting itself",
+        )
+    try:
+        yield
+    finally:
+        if grant is not None:
+            grant.release()
+
+
+def _doubt(outcome: Outcome) -> None:
+    for doubt in outcome.decision.doubts:
         _log.error(
             "a record of use cannot be read: nothing is hidden",
             record=doubt,
             hint="its pod's next prefill writes it anew; remove it when no pod uses it",
         )
-    outcome = Outcome(decision, dry)
-    if not dry:
-        claims = Claims(lambda: open_lock(lock, volume=volume, me=me))
-        _carry_out(volume, claims, outcome, decision.steps, keep=keep)
-        _log.info(
-            "collected",
-            hidden_bytes=outcome.size("hide"),
-            removed_bytes=outcome.size("remove"),
-            skipped=len(outcome.skipped),
-        )
-    outcome.free = capacity.free(volume.root)
-    return outcome
 
 
 def _carry_out(

@@ -10,6 +10,7 @@ The volume, shared by many pods and written by warmer alone::
             seal.json                       written last: every file's size and sha256
         staging/<kind>-<key>-<nonce>/       a generation being filled; becomes one by rename
         locks/<kind>-<key>.lock             held while that key is being filled; replaced at a takeover
+        locks/gc.lock                       one gc at a time works on a volume
         refs/<slug>.json                    what a moving revision resolved to, when the hub was asked
         uses/<pod>.json                     what a warm dir was handed; its age is the file's own
         uses/<pod>.live                     locked by the server while it runs
@@ -130,6 +131,11 @@ class Volume:
     def live(self, name: str) -> str:
         """The file that the server keeps locked which runs from the warm dir of this name."""
         return os.path.join(self.uses, f"{name}.live")
+
+    @property
+    def gc_lock(self) -> str:
+        """Held by the one gc that works on the volume."""
+        return os.path.join(self.top, "locks", "gc.lock")
 
     def ref(self, slug: str) -> str:
         """What the moving revisions of one model last resolved to."""

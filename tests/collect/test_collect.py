@@ -15,7 +15,7 @@ import runs
 import volumes
 
 from warmer import gc
-from warmer.errors import UsageError, VolumeError
+from warmer.errors import BusyError, UsageError, VolumeError
 from warmer.fill import publish, stagings, uses
 from warmer.fill.locks.file import FileLock
 from warmer.layout import Volume, WarmDir
@@ -216,6 +216,17 @@ def test_links_in_what_is_removed_are_not_followed(volume, tmp_path):
     assert (tmp_path / "precious/file").read_text() == "mine"
 
 
+def test_one_gc_at_a_time_works_on_a_volume(volume):
+    with gc.alone(volume, me="another"):
+        with pytest.raises(BusyError) as caught:
+            collect(volume)
+        assert caught.value.reason == "gc-busy"
+        assert kept(volume) == ALL
+        assert collect(volume, dry=True).size("hide") > 0
+    collect(volume)
+    assert kept(volume) == NEEDED
+
+
 def test_a_keep_shorter_than_a_start_is_refused(volume):
     with pytest.raises(UsageError):
         collect(volume, keep=3599.0)
@@ -262,7 +273,8 @@ def test_a_gc_killed_anywhere_loses_nothing_and_the_next_ones_finish(tmp_path, r
         assert NEEDED <= now <= before
         seen.add(len(now))
         assert highest(volume) == [2, 2, 2]
-        aging.age(volume.uses, 20)  # what is half written there must be old to be left over
+        for place in (volume.uses, volume.staging):  # what is half there must be old to go
+            aging.age(place, 20)
         for record in aging.records(volume.root):
             if b'"used"' in record.read_bytes():
                 os.utime(record)

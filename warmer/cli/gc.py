@@ -32,6 +32,7 @@ Exit status:
   0   done; what another owner is busy with is left for the next run
   1   a record of use cannot be read: nothing was hidden that it may name
   2   usage or configuration error
+  3   another gc is at work on the volume
   4   the service that keeps the lock failed
   6   the volume failed
   70  a bug in warmer

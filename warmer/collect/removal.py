@@ -135,9 +135,9 @@ def _unless_gone(_call: object, _path: str, info: tuple[object, BaseException, o
 
 def _used(volume: Volume, piece: Piece, *, keep: float) -> str | None:
     """Say who uses a generation by now; the records are read anew."""
-    found = uses.read_all(volume)
     with using(_PLACE):
         now = census.clock(volume, dry=False)
+    found = uses.read_all(volume, asked_before=now - keep)
     force = need.in_force(found, now=now, keep=keep)
     return need.named(piece, force, now=now)
 

@@ -96,8 +96,12 @@ def name_of(warm: WarmDir) -> str | None:
     return name if _NAME.fullmatch(name) else None
 
 
-def read_all(volume: Volume) -> list[Use]:
+def read_all(volume: Volume, *, asked_before: float = float("inf")) -> list[Use]:
     """Read every record, as the server has them now.
+
+    Args:
+        volume: where.
+        asked_before: younger records than this time are not asked whether a server locks them.
 
     Raises:
         VolumeError: the records cannot be listed.
@@ -108,8 +112,8 @@ def read_all(volume: Volume) -> list[Use]:
         except FileNotFoundError:
             return []
         names = sorted({match[1] for match in found if match})
-        found_uses = (_read(volume, name) for name in names)
-        return [use for use in found_uses if use is not None]
+        uses = (_read(volume, name, asked_before) for name in names)
+        return [use for use in uses if use is not None]
 
 
 def renew(volume: Volume, use: Use) -> None:
@@ -150,17 +154,19 @@ def forget(volume: Volume, use: Use) -> bool:
     return True
 
 
-def _read(volume: Volume, name: str) -> Use | None:
+def _read(volume: Volume, name: str, asked_before: float) -> Use | None:
     path = volume.use(name)
-    with contextlib.ExitStack() as stack:
-        live = _held(volume.live(name), stack)
+    live = False
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        if os.stat(path).st_mtime < asked_before:
+            live = _held(volume.live(name), stack)
     try:
         with open(path, "rb") as f:
             at = os.fstat(f.fileno()).st_mtime
             data = f.read()
         pieces, owner = parse(data)
     except FileNotFoundError:
-        return _unnamed(volume, name, live=live)
+        return _unnamed(volume, name)
     except OSError as exc:
         with contextlib.suppress(FileNotFoundError):
             return Use(name, os.stat(path).st_mtime, live, None, why=exc.strerror or str(exc))
@@ -170,15 +176,16 @@ def _read(volume: Volume, name: str) -> Use | None:
     return Use(name, at, live, pieces, owner)
 
 
-def _unnamed(volume: Volume, name: str, *, live: bool) -> Use | None:
+def _unnamed(volume: Volume, name: str) -> Use | None:
     """A lock without its record: a server that holds it may use anything."""
     try:
         at = os.stat(volume.live(name)).st_mtime
     except FileNotFoundError:
         return None
-    if live:
-        return Use(name, at, live, None, why="its server runs, and its record is gone")
-    return Use(name, at, live, frozenset())
+    with contextlib.ExitStack() as stack:
+        if _held(volume.live(name), stack):
+            return Use(name, at, True, None, why="its server runs, and its record is gone")  # noqa: FBT003 - a field
+    return Use(name, at, False, frozenset())  # noqa: FBT003 - as above
 
 
 def _held(path: str, stack: contextlib.ExitStack) -> bool:
