@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 DEFAULT_KEEP: Final = 14 * 86400.0
 DEFAULT_GRACE: Final = 3600.0
-SHORTEST_KEEP: Final = 3600.0
-"""Seconds: a pod that starts has to be seen before it has its handoff."""
+SHORTEST_KEEP: Final = 86400.0
+"""Seconds: longer than any prefill runs, whose record is as old as its beginning."""
 
 _FULL: Final = ("no-space", "quota")
-_WAIT: Final = 5.0
+_WAIT: Final = 8.0
 """Seconds to wait for a key's lock; tickets take three to settle."""
 
 
@@ -95,9 +95,9 @@ def collect(
     """
     if keep < SHORTEST_KEEP:
         raise UsageError(
-            f"got --keep of {keep:.0f} s, expected at least {SHORTEST_KEEP:.0f}",
+            f"got --keep of {keep:.0f} s, expected at least {SHORTEST_KEEP:.0f}: a day",
             reason="bad-value",
-            hint="a pod that starts must be seen before it has its handoff",
+            hint="a prefill must be seen for as long as it runs",
         )
     inventory.require(volume)
     with contextlib.nullcontext() if dry else alone(volume, me=me):

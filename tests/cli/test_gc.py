@@ -139,7 +139,7 @@ def test_a_record_that_cannot_be_read_ends_with_1_and_hides_nothing(place):
     ("options", "reason"),
     [
         (("--keep", "soon"), "bad-value"),
-        (("--keep", "59m"), "bad-value"),
+        (("--keep", "23h"), "bad-value"),
         (("--grace", "-1s"), "bad-value"),
         (("--min-free", "much"), "bad-value"),
         (("--lock", "ftp://x"), "bad-lock"),
@@ -234,6 +234,18 @@ def test_what_a_running_server_was_handed_stays_however_long_it_runs(place):
     assert kinds(place) == []
 
 
+def test_what_a_running_server_was_handed_stays_though_its_warm_dir_is_filled_anew(place):
+    place.warmed()
+    with serving(place):
+        place.but(model=place.pinned(runs.REPO)).warmed()
+        aging.age_all(place.volume, 400)
+        collected(place)
+        assert kinds(place) == ["compile", "compile", "weights", "weights"]
+    aging.age_all(place.volume, 20)
+    collected(place)
+    assert kinds(place) == []
+
+
 def test_a_dry_run_sees_a_running_server_and_does_not_renew_its_record(place):
     place.warmed()
     with serving(place):
@@ -247,7 +259,7 @@ def test_a_dry_run_sees_a_running_server_and_does_not_renew_its_record(place):
 @ROOT
 def test_a_server_locks_its_record_on_a_read_only_volume_too(place):
     place.warmed()
-    name = Path(place.warm, "use").read_text()
+    name = Path(place.warm, "use").read_text().split()[0]
     with runs.read_only(place.volume), serving(place):
         told = collected(place, "--dry-run")
     assert Path(place.volume, "v1/uses", f"{name}.live").exists()

@@ -18,6 +18,7 @@ from warmer import gc
 from warmer.errors import BusyError, UsageError, VolumeError
 from warmer.fill import publish, stagings, uses
 from warmer.fill.locks.file import FileLock
+from warmer.fill.locks.tickets import Tickets
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
 from warmer.observe import numbers
@@ -155,6 +156,17 @@ def test_what_is_being_filled_is_left_for_the_next_run(volume):
     assert_tidy(volume)
 
 
+def test_where_locks_exclude_nobody_records_alone_decide_and_no_staging_is_touched(
+    volume, monkeypatch
+):
+    monkeypatch.setattr(gc, "open_lock", lambda *_, **__: Tickets(volume, me="gc"))
+    outcome = collect(volume)
+    assert kept(volume) == NEEDED
+    (skipped,) = outcome.skipped
+    assert skipped[0].aside.sort == "staging"
+    assert "exclude nobody" in skipped[1]
+
+
 def test_a_staging_that_is_written_to_stays(volume):
     staging, _ = volumes.stage(volume, USED)
     collect(volume)
@@ -229,7 +241,7 @@ def test_one_gc_at_a_time_works_on_a_volume(volume):
 
 def test_a_keep_shorter_than_a_start_is_refused(volume):
     with pytest.raises(UsageError):
-        collect(volume, keep=3599.0)
+        collect(volume, keep=86399.0)
 
 
 @ROOT

@@ -20,6 +20,7 @@ import volumes
 from warmer import usage
 from warmer.fill import uses
 from warmer.layout import Volume, WarmDir
+from warmer.observe import inventory
 from warmer.usage import ANY, Piece
 
 DIGEST = "a" * 64
@@ -87,6 +88,7 @@ def test_each_warm_dir_has_one_record(volume, warm, tmp_path):
         ([ONE], [TWO], [TWO]),
         ([ONE, JIT], [KEY], [ONE, JIT]),
         ([ONE], [KEY, JIT], [KEY, JIT]),
+        ([ONE, JIT], [ONE], [ONE]),
     ],
     ids=str,
 )
@@ -103,6 +105,22 @@ def test_a_record_is_made_young_again_and_rewritten_only_for_what_it_lacks(
     assert only(volume).at > aged + 19 * aging.DAY
     same = set(before) == set(left)
     assert (path.stat().st_ino == inode) == same
+
+
+def test_what_a_running_server_was_handed_stays_recorded(volume, warm):
+    record(volume, warm, ONE)
+    with held(volume, only(volume).name):
+        record(volume, warm, TWO, JIT)
+        assert only(volume).pieces == {ONE, TWO, JIT}
+    record(volume, warm, TWO)
+    assert only(volume).pieces == {TWO}
+
+
+def test_the_copy_of_a_warm_dir_on_another_node_is_another_user(volume, warm, monkeypatch):
+    record(volume, warm, ONE)
+    monkeypatch.setattr(inventory, "boot", lambda: "another")
+    record(volume, warm, TWO)
+    assert {use.pieces for use in uses.read_all(volume)} == {frozenset({ONE}), frozenset({TWO})}
 
 
 def test_a_record_that_was_removed_is_written_anew(volume, warm):

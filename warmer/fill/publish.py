@@ -11,6 +11,9 @@ Order, and why each step is where it is:
    (ENOTEMPTY on ext4, XFS and every NFS): of two claims, one wins and the other learns it;
 7. the parent is flushed.
 
+What is published leaves by the same door: moved aside whole, to `quarantine/` or, where it can be
+put back, to `trash/`. Its number stays taken.
+
 Killed anywhere before 6, only staging is left; after 6, the generation is whole. A published
 tree is never changed: readers map its files.
 """

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from warmer.errors import using
-from warmer.observe import numbers
-from warmer.usage import Piece, Use, covers, encode, parse
+from warmer.observe import inventory, numbers
+from warmer.usage import ANY, Piece, Use, covers, encode, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,7 +42,8 @@ _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 def record(volume: Volume, warm: WarmDir, pieces: Iterable[Piece], *, owner: str) -> None:
     """Record that a warm dir uses pieces; what cannot be written is logged, not raised.
 
-    A record that protects them all already is only made young again.
+    A record that says so already is only made young again. What a server that runs from the warm
+    dir was handed by an earlier prefill stays recorded.
 
     Args:
         volume: where to.
@@ -56,12 +57,16 @@ def record(volume: Volume, warm: WarmDir, pieces: Iterable[Piece], *, owner: str
         name = _name(warm)
         before = _named(volume, name)
         known = all(covers(before, piece) for piece in wanted)
-        if known:
+        on_its_way = all(piece.number == ANY for piece in wanted)
+        if known and (before == wanted or on_its_way):
             with contextlib.suppress(FileNotFoundError):  # removed since: it is written anew
                 os.utime(volume.use(name))
                 return
         begin(volume)
         _touch(volume.live(name))
+        with contextlib.ExitStack() as stack:
+            if before and _held(volume.live(name), stack):
+                wanted |= before
         _replace(volume.use(name), encode(wanted, warm=warm.root, owner=owner))
     except OSError as exc:
         if known and exc.errno == errno.EROFS:  # it ages from when the volume was writable
@@ -87,13 +92,17 @@ def begin(volume: Volume) -> None:
 
 
 def name_of(warm: WarmDir) -> str | None:
-    """Name a warm dir's record; None where it has none."""
+    """Name a warm dir's record; None where it has none.
+
+    A name holds for one boot of one node: the copy of a warm dir that another node got with its
+    disk is another user.
+    """
     try:
         with open(warm.use, encoding="ascii") as f:
-            name = f.read(64).strip()
+            name, _, boot = f.read(256).strip().partition(" ")
     except (OSError, ValueError):
         return None
-    return name if _NAME.fullmatch(name) else None
+    return name if _NAME.fullmatch(name) and boot == inventory.boot() else None
 
 
 def read_all(volume: Volume, *, asked_before: float = float("inf")) -> list[Use]:
@@ -221,7 +230,7 @@ def _named(volume: Volume, name: str) -> frozenset[Piece]:
 
 
 def _name(warm: WarmDir) -> str:
-    """Name a warm dir, for good.
+    """Name a warm dir, for as long as its node is up.
 
     Raises:
         OSError: the warm dir failed.
@@ -229,7 +238,7 @@ def _name(warm: WarmDir) -> str:
     if (known := name_of(warm)) is not None:
         return known
     fresh = secrets.token_hex(8)
-    _replace(warm.use, fresh.encode())
+    _replace(warm.use, f"{fresh} {inventory.boot()}".encode())
     return fresh
 
 
