@@ -238,7 +238,7 @@ def _name(warm: WarmDir) -> str:
     if (known := name_of(warm)) is not None:
         return known
     fresh = secrets.token_hex(8)
-    _replace(warm.use, f"{fresh} {inventory.boot()}".encode())
+    _replace(warm.use, f"{fresh} {inventory.boot()}\n".encode())
     return fresh
 
 

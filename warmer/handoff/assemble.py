@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from warmer import freedoms
-from warmer.fill import uses
 from warmer.handoff import write
 from warmer.handoff.render import Handoff, Piece
 from warmer.model import KERNEL_KINDS
@@ -51,7 +50,8 @@ def hand_off(s: Situation, without: Mapping[Kind, str]) -> None:
             pieces=_pieces(s, without),
             command=stack.command if stack is not None else ("vllm",),
             known=freedoms.FREE_VARIABLES,
-            live=s.volume.live(name) if (name := uses.name_of(s.warm)) else "",
+            use=s.warm.use,
+            uses=s.volume.uses,
         ),
     )
 

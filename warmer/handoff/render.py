@@ -61,7 +61,8 @@ class Handoff:
         pieces: what is there, and what is not.
         command: what started vLLM for the build; where it is not there, `vllm` of the PATH.
         known: names of variables that are free to differ; `serve` warns of others.
-        live: a file that `serve` keeps locked for the server; empty without.
+        use: the file that names this pod's record of use; empty without.
+        uses: the directory on the volume where `serve` locks that record for the server.
     """
 
     model_path: str
@@ -72,7 +73,8 @@ class Handoff:
     pieces: Sequence[Piece]
     command: Sequence[str] = ("vllm",)
     known: Iterable[str] = ()
-    live: str = ""
+    use: str = ""
+    uses: str = ""
 
 
 # The loop names what would make the kernels miss before vLLM spends minutes finding out.
@@ -104,11 +106,14 @@ exec vllm "$@"
 
 # The lock goes with the descriptor through exec to the server, and ends with it.
 _HOLD: Final = """\
-live={live} # locked while the server runs: `warmer gc` leaves alone what it was handed
-if command -v flock >/dev/null 2>&1 && (: <"$live") 2>/dev/null; then
-    exec 9<"$live"
-    flock -s -n 9 2>/dev/null || {{ sleep 1 && flock -s -n 9; }} 2>/dev/null ||
-        echo "warmer: cannot lock $live: only the age of this start is seen by warmer gc" >&2
+# Locked while the server runs: `warmer gc` leaves alone what it was handed.
+if {{ read -r user _ <{use}; }} 2>/dev/null && command -v flock >/dev/null 2>&1; then
+    live={uses}/"$user".live
+    if (: <"$live") 2>/dev/null; then
+        exec 9<"$live"
+        flock -s -n 9 2>/dev/null || {{ sleep 1 && flock -s -n 9; }} 2>/dev/null ||
+            echo "warmer: cannot lock $live: warmer gc sees only when this pod started" >&2
+    fi
 fi
 """
 
@@ -128,7 +133,7 @@ def render(handoff: Handoff, *, directory: str, probe: str) -> dict[str, str]:
         version=__version__,
         known=" ".join(sorted({*handoff.env, *handoff.known})),
         env=shlex.quote(os.path.join(directory, "env")),
-        hold=_HOLD.format(live=shlex.quote(handoff.live)) if handoff.live else "",
+        hold=_hold(handoff),
         bin=_beside(handoff.command[0]),
         words=shlex.join([handoff.model_path, *handoff.argv]),
         program=shlex.quote(handoff.command[0]),
@@ -140,6 +145,13 @@ def render(handoff: Handoff, *, directory: str, probe: str) -> dict[str, str]:
         "serve": serve,
         "handoff.json": json.dumps(as_json(handoff), indent=1) + "\n",
     }
+
+
+def _hold(handoff: Handoff) -> str:
+    """What keeps the record of use locked; the same text in every pod."""
+    if not handoff.use:
+        return ""
+    return _HOLD.format(use=shlex.quote(handoff.use), uses=shlex.quote(handoff.uses))
 
 
 def as_json(handoff: Handoff) -> dict[str, Any]:
