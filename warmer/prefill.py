@@ -23,7 +23,7 @@ from warmer.handoff import write
 from warmer.handoff.assemble import hand_off
 from warmer.layout import WarmDir
 from warmer.model import KERNEL_KINDS, Kind, Plan
-from warmer.situation import Situation, again, wish
+from warmer.situation import Situation, again, look
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,9 +88,7 @@ def prefill(settings: Settings) -> Outcome:
     try:
         restore.sweep(warm)
         with outcome.timed("observe"):
-            situation = wish(settings)
-            _use(situation, outcome)
-            situation = again(situation)
+            situation = look(settings, wished=lambda s: _use(s, outcome))
         for kind, reason in situation.plan.without.items():
             missing = NotWarmError(
                 f"got no {kind} ({reason}), expected it", reason="not-warm", hint=_NOT_WARM

@@ -181,7 +181,7 @@ def _aside(volume: Volume, key: Key, generation: int, place: str) -> str:
     target = os.path.join(place, name)
     with using(_PLACE):
         _make_directories(volume.root, place)
-        os.utime(source)
+        _touch(source)
         os.rename(source, target)
         _flush(place)
         _flush(os.path.dirname(source))
@@ -236,6 +236,14 @@ def _flush(path: str, size: int | None = None) -> None:
                 hint="something else writes on the volume; run again",
             )
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _touch(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.utime(descriptor)
     finally:
         os.close(descriptor)
 

@@ -73,7 +73,7 @@ def record(volume: Volume, warm: WarmDir, pieces: Iterable[Piece], *, owner: str
             return
         _log.warning(
             "cannot record what is used here: `warmer gc` may remove it",
-            failure=f"{exc.strerror} at {exc.filename}",
+            failure=f"{exc.strerror} at {exc.filename or volume.uses}",
             hint="mount the volume writable where `warmer prefill` runs, or let gc --keep longer",
         )
 
