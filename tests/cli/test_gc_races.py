@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import runs
 import volumes
 
 from warmer import gc
+from warmer.errors import TerminatedError
 from warmer.fill import uses
 from warmer.fill.locks.file import FileLock
 from warmer.fill.locks.record import Owner
@@ -251,3 +253,39 @@ def test_a_gc_killed_between_hiding_and_looking_again_is_mended_by_the_next(copi
         gc.collect(volume, LockUrl(), grace=0.0)
     pod.found = 2
     assert pod.lives()
+
+
+def test_a_gc_that_is_told_to_stop_anywhere_leaves_nothing_half_done(copies, monkeypatch):
+    """As at SIGTERM, whose handler raises between any two steps of the main thread."""
+    stopped, ended, hidden = 15, 0, set()
+
+    def run(volume, n):
+        main = threading.current_thread()
+
+        def stop():
+            if threading.current_thread() is main:
+                raise TerminatedError(stopped)
+
+        try:
+            os._exit(ended if race(monkeypatch, volume, {n: stop}) >= n else 1)
+        except TerminatedError:
+            os._exit(stopped)
+
+    codes = []
+    for n in itertools.count(1):
+        volume, pod = copies()
+        pid = os.fork()
+        if pid == 0:
+            run(volume, n)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        if codes[-1] == 1:
+            break
+        hidden.add(len(aging.names(volume.root, "trash")))
+        pod.look()
+        pod.lives()
+        for _ in range(2):
+            gc.collect(volume, LockUrl(), grace=0.0)
+        pod.lives()
+    assert codes.count(stopped) > 40
+    assert set(codes) <= {stopped, ended, 1}
+    assert hidden == {0, 1, 2}
