@@ -63,7 +63,8 @@ def assert_invariants(root, *, warm=(), clean=False):
         reused = [name for name in aside if name.startswith(f"{kind}-{key}-{number}-")]
         assert not reused, f"{directory} has the number of {reused}"
     for name in _listing(trash):
-        assert (found := _HIDDEN.fullmatch(name)), f"{name} is no hidden generation"
+        found = _HIDDEN.fullmatch(name)
+        assert found, f"{name} is no hidden generation"
         kind, key, number, going = found.groups()
         if not going and (trash / name / "seal.json").exists():
             _assert_whole(trash / name, kind, key, int(number), nonces)
