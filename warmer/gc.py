@@ -21,7 +21,7 @@ from warmer.fill.locks import file as file_lock
 from warmer.fill.locks.record import Owner
 from warmer.fill.locks.registry import open_lock
 from warmer.model import Key
-from warmer.observe import inventory
+from warmer.observe import inventory, mount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -100,6 +100,7 @@ def collect(
             hint="a prefill must be seen for as long as it runs",
         )
     inventory.require(volume)
+    _warn(volume, keep=keep)
     with contextlib.nullcontext() if dry else alone(volume, me=me):
         look = census.take(volume, dry=dry)
         outcome = Outcome(decide(look, keep=keep, grace=grace, min_free=min_free), dry)
@@ -145,6 +146,18 @@ def alone(volume: Volume, *, me: str) -> Iterator[None]:
     finally:
         if grant is not None:
             grant.release()
+
+
+def _warn(volume: Volume, *, keep: float) -> None:
+    """Say where servers of other nodes are not seen, so that their age alone protects them."""
+    found = mount.find(volume.root)
+    if found.locks != "shared":
+        _log.warning(
+            "servers that run on other nodes may not be seen here",
+            mount=found.point,
+            why=found.reason,
+            hint=f"run no pod longer than --keep, {keep / 86400:g} days",
+        )
 
 
 def _doubt(outcome: Outcome) -> None:

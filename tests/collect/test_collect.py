@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
 import aging
 import runs
+import structlog
 import volumes
 
 from warmer import gc
@@ -21,7 +22,7 @@ from warmer.fill.locks.file import FileLock
 from warmer.fill.locks.tickets import Tickets
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
-from warmer.observe import numbers
+from warmer.observe import mount, numbers
 from warmer.settings import LockUrl
 from warmer.usage import ANY, Piece
 
@@ -165,6 +166,21 @@ def test_where_locks_exclude_nobody_records_alone_decide_and_no_staging_is_touch
     (skipped,) = outcome.skipped
     assert skipped[0].aside.sort == "staging"
     assert "exclude nobody" in skipped[1]
+
+
+@pytest.mark.parametrize(
+    ("locks", "warned"), [("shared", False), ("node", True), ("unknown", True)]
+)
+def test_where_servers_of_other_nodes_are_not_seen_the_log_says_so(
+    volume, monkeypatch, locks, warned
+):
+    found = mount.Mount("/models", "nfs", "server:/x", (), locks, "nolock")
+    monkeypatch.setattr(mount, "find", lambda _: found)
+    with structlog.testing.capture_logs() as said:
+        collect(volume, dry=True)
+    assert [("14 days" in line["hint"], line["why"]) for line in said] == [
+        (True, "nolock")
+    ] * warned
 
 
 def test_a_staging_that_is_written_to_stays(volume):
