@@ -1,7 +1,9 @@
 """`warmer gc`: what it prints, its exit codes, and pods that it leaves alone."""
 
+import fcntl
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -197,19 +199,19 @@ def test_with_room_enough_models_stay(place):
 
 
 @contextmanager
-def serving(place, *, volume=True):
+def serving(place, *, path=os.defpath):
     """Run the handed-off `serve` with a server that waits in place of vLLM."""
     stub = Path(place.top, "stub", "vllm")
     stub.parent.mkdir(exist_ok=True)
     stub.write_text("#!/bin/sh\necho serving\nread -r line\n")
     stub.chmod(0o755)
     script = Path(place.warm, "handoff", "serve")
-    lines = script.read_text()
     start = f"exec {shlex.quote(place.engine.vllm)}"
-    assert start in lines
-    script.write_text(lines.replace(start, f"exec {shlex.quote(str(stub))}"))
+    text = script.read_text().replace(start, f"exec {shlex.quote(str(stub))}")
+    assert str(stub) in text
+    script.write_text(text)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    server = subprocess.Popen([script], env={"PATH": os.defpath}, text=True, **pipes)
+    server = subprocess.Popen([script], env={"PATH": path}, text=True, **pipes)
     try:
         assert server.stdout.readline() == "serving\n", server.communicate()
         yield server
@@ -268,12 +270,27 @@ def test_a_server_locks_its_record_on_a_read_only_volume_too(place):
 
 def test_a_server_starts_where_its_record_is_gone_or_there_is_no_flock(place, tmp_path):
     place.warmed()
-    script = Path(place.warm, "handoff", "serve")
-    assert "flock" in script.read_text()
-    for path in Path(place.volume, "v1/uses").glob("*.live"):
-        path.unlink()
-    with serving(place):
-        pass
+    (tmp_path / "bin").mkdir()
+    for tool in ("sh", "env", "sed"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    with serving(place, path=str(tmp_path / "bin")):
+        aging.age_all(place.volume, 400)
+        told = collected(place, "--dry-run")
+        assert sum(step["action"] == "hide" for step in told["steps"]) == 4, "it is not seen"
+    for gone in (*Path(place.volume, "v1/uses").glob("*.live"), Path(place.warm, "use")):
+        gone.unlink()
+        with serving(place) as server:
+            pass
+        assert server.returncode == 0
+
+
+def test_a_server_that_cannot_lock_its_record_says_so_and_starts(place):
+    place.warmed()
+    (live,) = Path(place.volume, "v1/uses").glob(Path(place.warm, "use").read_text()[:16] + ".live")
+    with live.open("rb") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        with serving(place) as server:
+            assert "cannot lock" in server.stderr.readline()
 
 
 def test_of_two_gcs_at_once_one_works_and_the_other_says_so(place):
