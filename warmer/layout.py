@@ -10,8 +10,14 @@ The volume, shared by many pods and written by warmer alone::
             seal.json                       written last: every file's size and sha256
         staging/<kind>-<key>-<nonce>/       a generation being filled; becomes one by rename
         locks/<kind>-<key>.lock             held while that key is being filled; replaced at a takeover
+        locks/gc.lock                       one gc at a time works on a volume
         refs/<slug>.json                    what a moving revision resolved to, when the hub was asked
+        uses/<pod>.json                     what a warm dir was handed; its age is the file's own
+        uses/<pod>.live                     locked by the server while it runs
+        uses/since                          how long uses have been recorded: the file's own age
         quarantine/                         generations found corrupt, moved aside
+        trash/                              generations that nothing needs, hidden until removed
+        taken/<kind>-<key>-<generation>     the last number of a key whose generation was removed
         doctor/<nonce>/                     what `warmer doctor` tries things in; removed when it ends
 
 The warm dir, local to a pod, mounted at the same absolute path in warmer and in the server::
@@ -24,6 +30,7 @@ The warm dir, local to a pod, mounted at the same absolute path in warmer and in
         handoff/{handoff.json,env,serve,check.py,plan.json}
         logs/                               what the engine said while kernels were built
         lock                                one prefill at a time works in a warm dir
+        use                                 the name of this warm dir's record under uses/
 """
 
 from __future__ import annotations
@@ -73,6 +80,26 @@ class Volume:
         return os.path.join(self.top, "quarantine")
 
     @property
+    def trash(self) -> str:
+        """Generations that nothing needs, hidden from readers and not removed yet."""
+        return os.path.join(self.top, "trash")
+
+    @property
+    def taken(self) -> str:
+        """Names of numbers that may not be given again though nothing is left of them."""
+        return os.path.join(self.top, "taken")
+
+    @property
+    def uses(self) -> str:
+        """Records of what warm dirs were handed."""
+        return os.path.join(self.top, "uses")
+
+    @property
+    def since(self) -> str:
+        """The file that is as old as the recording of uses on this volume."""
+        return os.path.join(self.top, "uses", "since")
+
+    @property
     def doctor(self) -> str:
         """The private directories of running doctors."""
         return os.path.join(self.top, "doctor")
@@ -96,6 +123,19 @@ class Volume:
     def lock(self, kind: str, digest: str) -> str:
         """The file whose kernel lock means "this key is being filled"."""
         return os.path.join(self.top, "locks", f"{kind}-{digest}.lock")
+
+    def use(self, name: str) -> str:
+        """What the warm dir of this name was handed."""
+        return os.path.join(self.uses, f"{name}.json")
+
+    def live(self, name: str) -> str:
+        """The file that the server keeps locked which runs from the warm dir of this name."""
+        return os.path.join(self.uses, f"{name}.live")
+
+    @property
+    def gc_lock(self) -> str:
+        """Held by the one gc that works on the volume."""
+        return os.path.join(self.top, "locks", "gc.lock")
 
     def ref(self, slug: str) -> str:
         """What the moving revisions of one model last resolved to."""
@@ -155,3 +195,8 @@ class WarmDir:
     def lock(self) -> str:
         """Held by the one prefill that works in this warm dir."""
         return os.path.join(self.root, "lock")
+
+    @property
+    def use(self) -> str:
+        """Holds the name of this warm dir's record among the volume's uses."""
+        return os.path.join(self.root, "use")

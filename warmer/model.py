@@ -58,6 +58,13 @@ class Key:
         text = canonical({"kind": self.kind, "factors": dict(self.factors)})
         object.__setattr__(self, "digest", hashlib.sha256(text.encode()).hexdigest())
 
+    @classmethod
+    def known(cls, kind: Kind, digest: str) -> Key:
+        """A key of which only the digest is known: enough to lock it, to find it and to name it."""
+        key = cls(kind, {})
+        object.__setattr__(key, "digest", digest)
+        return key
+
     @property
     def short(self) -> str:
         """Enough of the digest for a person."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from warmer import stages
+from warmer import stages, usage
 from warmer.errors import BusyError, IntegrityError, NotWarmError, VolumeError, WarmerError
-from warmer.fill import publish, restore, stagings
+from warmer.fill import publish, restore, stagings, uses
 from warmer.fill.claim import Claims
 from warmer.fill.locks import file as file_lock
 from warmer.fill.locks.record import Owner
@@ -88,7 +88,7 @@ def prefill(settings: Settings) -> Outcome:
     try:
         restore.sweep(warm)
         with outcome.timed("observe"):
-            situation = look(settings)
+            situation = look(settings, wished=lambda s: _use(s, outcome))
         for kind, reason in situation.plan.without.items():
             missing = NotWarmError(
                 f"got no {kind} ({reason}), expected it", reason="not-warm", hint=_NOT_WARM
@@ -107,10 +107,20 @@ def prefill(settings: Settings) -> Outcome:
         outcome.left = Plan(left)
         with outcome.timed("handoff"):
             _clear(situation, outcome)
+            _use(situation, outcome)
             hand_off(situation, outcome.without)
     finally:
         grant.release()
     return outcome
+
+
+def _use(s: Situation, outcome: Outcome) -> None:
+    """Record what this pod uses: before a look, the keys; after it, the generations."""
+    held = s.held.held
+    keys = {kind: key for kind, key in s.wanted.keys.items() if kind not in outcome.without}
+    found = {kind: held[kind].generation if kind in held else usage.ANY for kind in keys}
+    pieces = (usage.Piece(kind, key.digest, found[kind]) for kind, key in keys.items())
+    uses.record(s.volume, s.warm, pieces, owner=s.settings.me)
 
 
 def _clear(s: Situation, outcome: Outcome) -> None:

@@ -22,6 +22,8 @@ from warmer.observe import inventory
 from warmer.plan import plan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from warmer.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -71,14 +73,25 @@ class Situation:
         return os.path.join(self.volume.generation("weights", key.digest, number), FILES)
 
 
-def look(settings: Settings) -> Situation:
+def look(settings: Settings, *, wished: Callable[[Situation], None] = lambda _: None) -> Situation:
     """Observe and plan; changes nothing but the volume's note of what a branch meant.
+
+    Args:
+        settings: what the user chose.
+        wished: called with what is wanted, before any piece of it is looked at.
 
     Raises:
         UsageError: the settings name something that is not there.
         SourceError: the model cannot be resolved or listed.
         VolumeError: the volume cannot be read.
     """
+    situation = _wish(settings)
+    wished(situation)
+    return again(situation)
+
+
+def _wish(settings: Settings) -> Situation:
+    """Find out what is wanted; nothing is known to be held yet."""
     volume, warm = Volume(settings.volume), WarmDir(settings.warm_dir)
     inventory.require(volume)
     host = observe_host.observe(vllm=settings.vllm, image=settings.image)
@@ -96,9 +109,7 @@ def look(settings: Settings) -> Situation:
     how = wanted.start(settings, host, model, warm, configured=configured)
     want = wanted.want(settings, host, model, how, digests)
     patient = Retrying(source, budget=settings.retry, patience=patience)
-    return again(
-        Situation(settings, volume, warm, host, patient, how, want, Inventory({}), Plan(()))
-    )
+    return Situation(settings, volume, warm, host, patient, how, want, Inventory({}), Plan(()))
 
 
 def again(situation: Situation) -> Situation:

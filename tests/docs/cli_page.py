@@ -20,9 +20,9 @@ one line on stderr, `warmer: got X, expected Y`, then `hint: ...`; with `--json`
 | code | meaning |
 |---|---|
 | 0 | warm / done |
-| 1 | not warm: pieces are missing (named on stdout) |
+| 1 | not warm: pieces are missing (named on stdout); `gc`: a record of use cannot be read |
 | 2 | usage or configuration error |
-| 3 | another owner is filling (check), or waiting for it ran past `--wait` |
+| 3 | another owner is filling (check), or waiting for it ran past `--wait`; another gc is at work |
 | 4 | the source, or the lock's service, failed: not found, denied, rate-limited past the budget, unreachable |
 | 5 | integrity: bytes do not match what the source or the seal says |
 | 6 | the volume or the warm dir failed: no space, read-only, permission, I/O error |

@@ -43,37 +43,74 @@ def assert_invariants(root, *, warm=(), clean=False):
     """Assert what must hold of a volume whatever was killed, and can be seen on a disk.
 
     Every published generation is whole: all that its seal names is there with the sealed bytes,
-    and nothing else. No claim has published twice, and no number that was moved aside is given
-    again. No secret of `SECRETS` lies anywhere, packed or not, nor below the directories of `warm`.
-    With `clean`, after a run that ended well, nothing is staged.
+    and nothing else. So is every hidden one, which may be put back. No claim has published twice,
+    and no number that was moved aside or removed is given again. Every record of use is whole. No
+    secret of `SECRETS` lies anywhere, packed or not, nor below the directories of `warm`. With
+    `clean`, after a run that ended well, nothing is staged.
 
     Returns:
         The (kind, key, number) of each published generation.
     """
     pieces = Path(root) / "v1" / "pieces"
-    aside = _listing(Path(root) / "v1" / "quarantine")
+    trash = Path(root) / "v1" / "trash"
+    aside = _listing(Path(root) / "v1" / "quarantine") + _listing(trash)
     published, nonces = [], {}
     for directory in sorted(pieces.glob("*/*/*")):
         kind, key, number = directory.relative_to(pieces).parts
         assert re.fullmatch("[1-9][0-9]*", number, re.ASCII), f"{directory} is no generation"
-        seal = json.loads((directory / "seal.json").read_bytes())
-        assert seal["schema_version"] == 1
-        assert (seal["kind"], seal["key"], seal["generation"]) == (kind, key, int(number))
-        assert nonces.setdefault(seal["nonce"], directory) == directory
-        sealed = {file["path"]: (file["size"], file["sha256"]) for file in seal["files"]}
-        assert len(sealed) == len(seal["files"]), f"{directory} seals a file twice"
-        assert sealed | {"seal.json": None} == read_tree(directory) | {"seal.json": None}
-        _assert_key(directory / "key.json", kind=kind, key=key)
-        if "tree.tar.zst" in sealed:
-            _assert_archive(directory)
+        _assert_whole(directory, kind, key, int(number), nonces)
         published.append((kind, key, int(number)))
         reused = [name for name in aside if name.startswith(f"{kind}-{key}-{number}-")]
         assert not reused, f"{directory} has the number of {reused}"
+    for name in _listing(trash):
+        found = _HIDDEN.fullmatch(name)
+        assert found, f"{name} is no hidden generation"
+        kind, key, number, going = found.groups()
+        if not going and (trash / name / "seal.json").exists():
+            _assert_whole(trash / name, kind, key, int(number), nonces)
+    _assert_taken(root)
+    _assert_uses(Path(root) / "v1" / "uses")
     for top in (root, *warm):
         _assert_no_secret(top)
     if clean:
         assert _listing(Path(root) / "v1" / "staging") == [], "a clean run left what it staged"
     return published
+
+
+_HIDDEN = re.compile(r"([a-z]+)-([0-9a-f]{64})-([1-9][0-9]*)-[0-9a-f]{8}(\.gone)?", re.ASCII)
+
+
+def _assert_whole(directory, kind, key, number, nonces):
+    seal = json.loads((directory / "seal.json").read_bytes())
+    assert seal["schema_version"] == 1
+    assert (seal["kind"], seal["key"], seal["generation"]) == (kind, key, number)
+    assert nonces.setdefault(seal["nonce"], directory) == directory
+    sealed = {file["path"]: (file["size"], file["sha256"]) for file in seal["files"]}
+    assert len(sealed) == len(seal["files"]), f"{directory} seals a file twice"
+    assert sealed | {"seal.json": None} == read_tree(directory) | {"seal.json": None}
+    _assert_key(directory / "key.json", kind=kind, key=key)
+    if "tree.tar.zst" in sealed:
+        _assert_archive(directory)
+
+
+def _assert_taken(root):
+    """Numbers that are taken for good are names and nothing more; one a key, but for a kill."""
+    for path in (Path(root) / "v1" / "taken").glob("*"):
+        assert re.fullmatch(r"[a-z]+-[0-9a-f]{64}-[1-9][0-9]*", path.name), path
+        assert path.stat().st_size == 0
+
+
+def _assert_uses(top):
+    for name in _listing(top):
+        if not name.endswith(".json"):
+            continue
+        assert re.fullmatch(r"[0-9a-f]{16}\.json", name), f"{name} is no record of use"
+        record = json.loads((top / name).read_bytes())
+        assert record["schema_version"] == 1
+        for piece in record["pieces"]:
+            assert set(piece) == {"kind", "key", "generation"}
+            assert re.fullmatch("[0-9a-f]{64}", piece["key"])
+            assert piece["generation"] >= 0
 
 
 def _listing(path):

@@ -55,6 +55,18 @@ def tell(path):
     path.write_text("by a pod whose token is " + volumes.SECRETS["HF_TOKEN"])
 
 
+def hide(at):
+    """Move the generation into the trash; returns where it is."""
+    target = at.parents[3] / f"trash/jit-{KEY.digest}-1-aaaaaaaa"
+    target.parent.mkdir()
+    return at.rename(target)
+
+
+def put(path, data=b""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
 DAMAGE = {
     "a flipped bit": lambda at: flip(at / "tree.tar.zst"),
     "a file cut": lambda at: os.truncate(at / "manifest.json", 5),
@@ -75,6 +87,18 @@ DAMAGE = {
     "a number used again": lambda at: shutil.copytree(
         at, at.parents[3] / f"quarantine/jit-{KEY.digest}-1-aaaaaaaa"
     ),
+    "a hidden number used again": lambda at: shutil.copytree(
+        at, at.parents[3] / f"trash/jit-{KEY.digest}-1-aaaaaaaa"
+    ),
+    "a hidden one with a flipped bit": lambda at: flip(hide(at) / "tree.tar.zst"),
+    "a hidden one with a file gone": lambda at: (hide(at) / "key.json").unlink(),
+    "a stranger in the trash": lambda at: put(at.parents[3] / "trash/x"),
+    "a taken number that holds something": lambda at: put(
+        at.parents[3] / f"taken/jit-{KEY.digest}-1", b"x"
+    ),
+    "a taken number without a number": lambda at: put(at.parents[3] / f"taken/jit-{KEY.digest}"),
+    "a torn record of use": lambda at: put(at.parents[3] / f"uses/{'a' * 16}.json", b'{"sch'),
+    "a record of use by another name": lambda at: put(at.parents[3] / "uses/x.json", b"{}"),
     "another manifest": lambda at: reseal(at, "manifest.json", b'{"files": []}'),
 }
 
@@ -84,6 +108,14 @@ def test_the_checker_sees(directory, damage):
     damage(directory)
     with pytest.raises((AssertionError, OSError, ValueError)):
         volumes.assert_invariants(directory.parents[4])
+
+
+def test_a_hidden_generation_whose_removal_has_begun_may_lack_anything(directory):
+    hidden = hide(directory)
+    assert volumes.assert_invariants(directory.parents[4]) == []
+    going = hidden.rename(f"{hidden}.gone")
+    (going / "key.json").unlink()
+    assert volumes.assert_invariants(directory.parents[4]) == []
 
 
 def test_the_checker_sees_a_secret_that_is_packed(tmp_path):

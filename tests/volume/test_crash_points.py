@@ -25,7 +25,7 @@ from warmer.fill.progress import Lines
 from warmer.fill.sources import SourceFile
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key, ModelRef
-from warmer.observe import inventory
+from warmer.observe import inventory, numbers
 from warmer.settings import Writing
 
 KEY = Key("weights", {"name": "org/model"})
@@ -49,7 +49,7 @@ def look(volume):
 def fill(volume):
     """A run of a filler, from looking to publishing."""
     if look(volume).verdict != "sealed":
-        taken = inventory.highest_taken(volume, "weights", KEY.digest)
+        taken = numbers.highest_taken(volume, "weights", KEY.digest)
         volumes.fill(volume, KEY, after=taken)
 
 

@@ -15,7 +15,7 @@ import volumes
 from warmer.errors import VolumeError
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
-from warmer.observe import inventory
+from warmer.observe import inventory, numbers
 
 KEY = Key("compile", {"argv.--max-model-len": ["8192"], "engine.vllm": "0.33.0", "model.key": "m"})
 DIGEST = "0" * 64
@@ -51,7 +51,7 @@ def reseal(directory, **changes):
 def test_nothing_published_is_absent(volume, look):
     held = look()
     assert (held.verdict, held.generation) == ("absent", 0)
-    assert inventory.highest_taken(volume, KEY.kind, KEY.digest) == 0
+    assert numbers.highest_taken(volume, KEY.kind, KEY.digest) == 0
     os.makedirs(volume.key(KEY.kind, KEY.digest))
     assert look().verdict == "absent"
 
@@ -187,7 +187,7 @@ def test_a_generation_copied_to_another_number_is_not_sealed(directory, look, vo
     shutil.copytree(directory, directory.with_name("2"))
     held = look()
     assert (held.verdict, held.generation) == ("sealed", 1)
-    assert inventory.highest_taken(volume, KEY.kind, KEY.digest) == 2
+    assert numbers.highest_taken(volume, KEY.kind, KEY.digest) == 2
 
 
 def test_a_broken_newest_generation_falls_back_to_the_newest_whole_one(volume, directory, look):
@@ -195,15 +195,15 @@ def test_a_broken_newest_generation_falls_back_to_the_newest_whole_one(volume, d
         volumes.fill(volume, KEY, after=number - 1)
     (directory.with_name("3") / "seal.json").unlink()
     assert (look().verdict, look().generation) == ("sealed", 2)
-    assert inventory.highest_taken(volume, KEY.kind, KEY.digest) == 3
+    assert numbers.highest_taken(volume, KEY.kind, KEY.digest) == 3
 
 
 def test_generations_sort_by_number(volume, look):
     for number in range(1, 12):
         volumes.fill(volume, KEY, after=number - 1)
-    assert inventory.generations(volume, KEY.kind, KEY.digest) == list(range(11, 0, -1))
+    assert numbers.generations(volume, KEY.kind, KEY.digest) == list(range(11, 0, -1))
     assert look().generation == 11
-    assert inventory.highest_taken(volume, KEY.kind, KEY.digest) == 11
+    assert numbers.highest_taken(volume, KEY.kind, KEY.digest) == 11
     assert len(volumes.assert_invariants(volume.root)) == 11
 
 
@@ -213,15 +213,15 @@ STRANGE = ["0", "01", "-1", "+2", "1.5", "2 ", "x", ".nfs0001", "1e3", "2_0", "\
 def test_names_that_are_no_generation_are_ignored(directory, look, volume):
     for name in STRANGE:
         directory.with_name(name).mkdir()
-    assert inventory.generations(volume, KEY.kind, KEY.digest) == [1]
+    assert numbers.generations(volume, KEY.kind, KEY.digest) == [1]
     assert look().verdict == "sealed"
-    assert inventory.highest_taken(volume, KEY.kind, KEY.digest) == 1
+    assert numbers.highest_taken(volume, KEY.kind, KEY.digest) == 1
 
 
 def test_a_file_where_a_generation_should_be_does_not_stop_the_look(directory, look, volume):
     directory.with_name("2").write_bytes(b"somebody's note")
     assert (look().verdict, look().generation) == ("sealed", 1)
-    assert inventory.highest_taken(volume, KEY.kind, KEY.digest) == 2, "its name is taken"
+    assert numbers.highest_taken(volume, KEY.kind, KEY.digest) == 2, "its name is taken"
 
 
 @pytest.mark.parametrize("name", [".DS_Store", "0" * 64])

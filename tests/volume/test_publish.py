@@ -17,7 +17,7 @@ from warmer.fill.locks import LostGrantError
 from warmer.fill.locks.file import FileLock
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
-from warmer.observe import inventory
+from warmer.observe import inventory, numbers
 
 KEY = Key("weights", {"name": "org/model", "revision": "1"})
 OTHER = Key("weights", {"name": "org/model", "revision": "2"})
@@ -291,9 +291,9 @@ def test_the_number_of_a_quarantined_generation_is_not_used_again(volume):
     """A handoff, a `needs`, a symlink made for it must not come to mean other bytes."""
     volumes.fill(volume, KEY)
     publish.quarantine(volume, KEY, 1)
-    assert inventory.highest_taken(volume, KEY.kind, KEY.digest) == 1
+    assert numbers.highest_taken(volume, KEY.kind, KEY.digest) == 1
     volumes.fill(volume, KEY, after=1)
     publish.quarantine(volume, KEY, 2)
     volumes.fill(volume, OTHER)
-    assert inventory.highest_taken(volume, KEY.kind, KEY.digest) == 2
-    assert inventory.highest_taken(volume, OTHER.kind, OTHER.digest) == 1
+    assert numbers.highest_taken(volume, KEY.kind, KEY.digest) == 2
+    assert numbers.highest_taken(volume, OTHER.kind, OTHER.digest) == 1

@@ -250,13 +250,13 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
         writing=settings.Writing(
             direct=bool(values.get("direct")), keep_cached=not values.get("no_page_cache")
         ),
-        me=_me(),
+        me=me(),
         environment={n: v for n, v in environment.items() if not freedoms.service_link(n, v)},
         **chosen,
     )
 
 
-def _me() -> str:
+def me() -> str:
     """Name this process to waiters: the pod where there is one, else host and process."""
     pod = os.environ.get("POD_NAME") or os.environ.get("HOSTNAME") or socket.gethostname()
     return f"{pod}/{os.getpid()}"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from warmer.quantities import show_bytes
+
 if TYPE_CHECKING:
     from warmer.model import Host, Nearest, Step
     from warmer.prefill import Outcome
@@ -121,7 +123,7 @@ def _leave_out(step: Step, *, explain: bool) -> None:
     count = len(step.left_out)
     files = "file" if count == 1 else "files"
     click.echo(
-        f"     leaves out {_bytes(step.saved)} in {count} {files} that the engine does not load"
+        f"     leaves out {show_bytes(step.saved)} in {count} {files} that the engine does not load"
     )
     if explain:
         for why, number in Counter(step.left_out.values()).most_common():
@@ -146,18 +148,10 @@ def _value(value: Any) -> str:
 def _cost(step: Step) -> str:
     parts = []
     if step.size is not None:
-        parts.append(_bytes(step.size))
+        parts.append(show_bytes(step.size))
     if step.seconds is not None:
         parts.append(f"about {step.seconds:.0f} s ({step.basis})")
     return f" [{', '.join(parts)}]" if parts else ""
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _host(host: Host) -> str:

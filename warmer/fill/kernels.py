@@ -16,7 +16,7 @@ import structlog
 
 from warmer.errors import VolumeError, WarmerError, using
 from warmer.fill import bytecode, engine, restore, stagings, trees
-from warmer.observe import inventory
+from warmer.observe import numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -90,7 +90,7 @@ def build(
         tick(line)
 
     with using("the volume"):
-        after = inventory.highest_taken(volume, "compile", compiled.digest)
+        after = numbers.highest_taken(volume, "compile", compiled.digest)
     stagings.sweep(volume, compiled, grant)
     try:
         for kind, key in keys.items():
@@ -144,7 +144,7 @@ def build_bytecode(
     """
     started = time.monotonic()
     with using("the volume"):
-        after = inventory.highest_taken(volume, key.kind, key.digest)
+        after = numbers.highest_taken(volume, key.kind, key.digest)
     stagings.sweep(volume, key, grant)
     try:
         restore.forget(warm, key.kind)

@@ -11,6 +11,9 @@ Order, and why each step is where it is:
    (ENOTEMPTY on ext4, XFS and every NFS): of two claims, one wins and the other learns it;
 7. the parent is flushed.
 
+What is published leaves by the same door: moved aside whole, to `quarantine/` or, where it can be
+put back, to `trash/`. Its number stays taken.
+
 Killed anywhere before 6, only staging is left; after 6, the generation is whole. A published
 tree is never changed: readers map its files.
 """
@@ -30,7 +33,7 @@ from warmer import __version__, seal
 from warmer.errors import BusyError, IntegrityError, using
 from warmer.fill import locks
 from warmer.layout import KEY, SEAL
-from warmer.observe import inventory
+from warmer.observe import inventory, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -77,7 +80,7 @@ def publish(
         staging: what; every file already verified by who put it there.
         files: the staged files with the size and sha256 they were verified to have.
         grant: the lock, asked as the last act.
-        after: the highest number taken when the grant was got (`inventory.highest_taken`); who
+        after: the highest number taken when the grant was got (`numbers.highest_taken`); who
             published since has won.
         source: where the bytes came from; no credentials.
         seconds: what filling took.
@@ -129,13 +132,58 @@ def quarantine(volume: Volume, key: Key, generation: int) -> str:
     Raises:
         VolumeError: the volume failed.
     """
+    return _aside(volume, key, generation, volume.quarantine)
+
+
+def hide(volume: Volume, key: Key, generation: int) -> str:
+    """Move a generation that nothing needs into the trash, under its key's grant.
+
+    Returns:
+        Where it is now; `put_back` undoes it.
+
+    Raises:
+        VolumeError: the volume failed.
+    """
+    return _aside(volume, key, generation, volume.trash)
+
+
+def put_back(volume: Volume, place: str) -> bool:
+    """Undo `hide`; False where the number is published again, or the trash has been emptied.
+
+    Args:
+        volume: where.
+        place: what `hide` returned.
+
+    Raises:
+        VolumeError: the volume failed.
+    """
+    was = numbers.aside(os.path.basename(place))
+    if was is None:
+        return False
+    target = volume.generation(was.kind, was.digest, was.number)
+    with using(_PLACE):
+        _make_directories(volume.root, os.path.dirname(target))
+        try:
+            os.rename(place, target)
+        except OSError as exc:
+            if exc.errno in (*_TAKEN, *_MOVED):
+                return False
+            raise
+        _flush(os.path.dirname(target))
+        _flush(volume.trash)
+    return True
+
+
+def _aside(volume: Volume, key: Key, generation: int, place: str) -> str:
+    """Move a generation; its directory's time says by the server's clock since when it is there."""
     source = volume.generation(key.kind, key.digest, generation)
     name = f"{key.kind}-{key.digest}-{generation}-{secrets.token_hex(4)}"
-    target = os.path.join(volume.quarantine, name)
+    target = os.path.join(place, name)
     with using(_PLACE):
-        _make_directories(volume.root, volume.quarantine)
+        _make_directories(volume.root, place)
+        _touch(source)
         os.rename(source, target)
-        _flush(volume.quarantine)
+        _flush(place)
         _flush(os.path.dirname(source))
     return target
 
@@ -148,10 +196,10 @@ def _commit(volume: Volume, staging: Staging, generation: int) -> None:
         os.rename(staging.path, target)
     except OSError as exc:
         # This opens the directory anew: what NFS remembers of it may be from before.
-        numbers = inventory.generations(volume, key.kind, key.digest)
+        there = numbers.generations(volume, key.kind, key.digest)
         if _published_nonce(target) == staging.nonce:
             return
-        if exc.errno in _TAKEN or (exc.errno in _MOVED and generation in numbers):
+        if exc.errno in _TAKEN or (exc.errno in _MOVED and generation in there):
             raise LostRaceError(key, generation) from exc
         raise
 
@@ -188,6 +236,14 @@ def _flush(path: str, size: int | None = None) -> None:
                 hint="something else writes on the volume; run again",
             )
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _touch(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.utime(descriptor)
     finally:
         os.close(descriptor)
 

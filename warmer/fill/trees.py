@@ -17,7 +17,7 @@ from warmer.errors import using
 from warmer.families import excluded
 from warmer.fill import archive, publish, restore, stagings
 from warmer.layout import ARCHIVE, MANIFEST, SEAL
-from warmer.observe import inventory
+from warmer.observe import inventory, numbers
 from warmer.seal import SealedFile
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def publish_shared(
         if grant is None:
             raise AssertionError("`filled` never says that it is")
         with using("the volume"):
-            after = inventory.highest_taken(volume, key.kind, key.digest)
+            after = numbers.highest_taken(volume, key.kind, key.digest)
         stagings.sweep(volume, key, grant)
         held = inventory.observe(volume, warm, {key.kind: key}, neighbours=False).held[key.kind]
         if held.verdict == "sealed":

@@ -19,7 +19,7 @@ from warmer.fill import adopt, capacity, partial, publish, stagings, takeover
 from warmer.fill.digests import provable
 from warmer.fill.workers import Workers
 from warmer.layout import FILES
-from warmer.observe import inventory
+from warmer.observe import numbers
 from warmer.seal import safe_path
 from warmer.selection import choose, loadable
 
@@ -106,7 +106,7 @@ def fill(
     """
     started = time.monotonic()
     with using("the volume"):
-        after = inventory.highest_taken(volume, key.kind, key.digest)
+        after = numbers.highest_taken(volume, key.kind, key.digest)
     old = stagings.abandoned(volume, key, grant)
     _refuse_paths(wanted)
     staging = stagings.begin(volume, key)

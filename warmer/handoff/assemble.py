@@ -53,6 +53,8 @@ def hand_off(s: Situation, without: Mapping[Kind, str]) -> None:
             pieces=pieces,
             command=stack.command if stack is not None else ("vllm",),
             known=freedoms.FREE_VARIABLES,
+            use=s.warm.use,
+            uses=s.volume.uses,
         ),
     )
 

@@ -61,6 +61,8 @@ class Handoff:
         pieces: what is there, and what is not.
         command: what started vLLM for the build; where it is not there, `vllm` of the PATH.
         known: names of variables that are free to differ; `serve` warns of others.
+        use: the file that names this pod's record of use; empty without.
+        uses: the directory on the volume where `serve` locks that record for the server.
     """
 
     model_path: str
@@ -71,6 +73,8 @@ class Handoff:
     pieces: Sequence[Piece]
     command: Sequence[str] = ("vllm",)
     known: Iterable[str] = ()
+    use: str = ""
+    uses: str = ""
 
 
 # The loop names what would make the kernels miss before vLLM spends minutes finding out.
@@ -89,7 +93,7 @@ for name in $(env | sed -n 's/^\\(VLLM_[A-Za-z0-9_]*\\)=.*/\\1/p'); do
         *) echo "warmer: $name was not set when the kernels were built; they may not hit" >&2 ;;
     esac
 done
-. {env}
+{hold}. {env}
 PATH="$PATH"{bin}
 export PATH
 set -- serve {words} "$@"
@@ -97,6 +101,20 @@ if command -v {program} >/dev/null 2>&1; then
     exec {command} "$@"
 fi
 exec vllm "$@"
+"""
+
+
+# The lock goes with the descriptor through exec to the server, and ends with it.
+_HOLD: Final = """\
+# Locked while the server runs: `warmer gc` leaves alone what it was handed.
+if {{ read -r user _ <{use}; }} 2>/dev/null && command -v flock >/dev/null 2>&1; then
+    live={uses}/"$user".live
+    if (: <"$live") 2>/dev/null; then
+        exec 9<"$live"
+        flock -s -n 9 2>/dev/null || {{ sleep 1 && flock -s -n 9; }} 2>/dev/null ||
+            echo "warmer: cannot lock $live: warmer gc sees only when this pod started" >&2
+    fi
+fi
 """
 
 
@@ -115,6 +133,7 @@ def render(handoff: Handoff, *, directory: str, probe: str) -> dict[str, str]:
         version=__version__,
         known=" ".join(sorted({*handoff.env, *handoff.known})),
         env=shlex.quote(os.path.join(directory, "env")),
+        hold=_hold(handoff),
         bin=_beside(handoff.command[0]),
         words=shlex.join([handoff.model_path, *handoff.argv]),
         program=shlex.quote(handoff.command[0]),
@@ -126,6 +145,13 @@ def render(handoff: Handoff, *, directory: str, probe: str) -> dict[str, str]:
         "serve": serve,
         "handoff.json": json.dumps(as_json(handoff), indent=1) + "\n",
     }
+
+
+def _hold(handoff: Handoff) -> str:
+    """What keeps the record of use locked; the same text in every pod."""
+    if not handoff.use:
+        return ""
+    return _HOLD.format(use=shlex.quote(handoff.use), uses=shlex.quote(handoff.uses))
 
 
 def as_json(handoff: Handoff) -> dict[str, Any]:

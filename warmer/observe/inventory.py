@@ -1,8 +1,6 @@
 """What the volume and the warm dir hold, judged piece by piece. Reads only.
 
-On NFS a name that was looked for before it existed is not seen until the directory's attributes
-are fetched again, up to 25 s later; opening the directory fetches them. Every look here reopens
-the directory first, and where even that is missing, all that lead to it.
+Every look lists directories as the server has them now (`warmer.observe.numbers`).
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import statistics
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,11 +17,11 @@ from warmer import keys, seal
 from warmer.errors import IntegrityError, VolumeError, using
 from warmer.layout import KEY, SEAL, Volume, WarmDir
 from warmer.model import KERNEL_KINDS, Held, Inventory, Key, Kind, Nearest
+from warmer.observe import numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_GENERATION: Final = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 _UNREADABLE: Final = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 _LOOKS: Final = 3
 """Looks at names that NFS calls stale: each reopens the directory, which fetches them anew."""
@@ -94,33 +91,6 @@ def _judge_all(volume: Volume, wanted: Mapping[Kind, Key]) -> dict[Kind, Held]:
     raise AssertionError("the last look raises or returns")
 
 
-def highest_taken(volume: Volume, kind: Kind, digest: str) -> int:
-    """Find the highest number ever given to a generation of a key, quarantined ones included.
-
-    Seals name generations of other pieces by number, so that a number is never used twice.
-    """
-    taken = [0, *generations(volume, kind, digest)]
-    prefix = f"{kind}-{digest}-"
-    try:
-        names = _listdir(volume, volume.quarantine)
-    except FileNotFoundError:
-        names = []
-    for name in names:
-        number = name.removeprefix(prefix).partition("-")[0]
-        if name.startswith(prefix) and _GENERATION.fullmatch(number):
-            taken.append(int(number))
-    return max(taken)
-
-
-def generations(volume: Volume, kind: Kind, digest: str) -> list[int]:
-    """List the generation numbers published under a key, newest first."""
-    try:
-        names = _listdir(volume, volume.key(kind, digest))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted((int(n) for n in names if _GENERATION.fullmatch(n)), reverse=True)
-
-
 def read_seal(directory: str) -> tuple[seal.Seal, bytes]:
     """Read the seal of a published or staged generation.
 
@@ -176,11 +146,11 @@ def judge_generation(  # noqa: PLR0911 - one return per verdict reads best
 
 
 def _judge(volume: Volume, key: Key, seals: dict[Kind, seal.Seal]) -> Held:
-    numbers = generations(volume, key.kind, key.digest)
-    if not numbers:
+    there = numbers.generations(volume, key.kind, key.digest)
+    if not there:
         return Held("absent", "nothing is published under this key")
     worst: Held | None = None
-    for number in numbers:
+    for number in there:
         held, record = judge_generation(volume, key, number)
         if held.verdict == "sealed" and record is not None:
             seals[key.kind] = record
@@ -221,14 +191,14 @@ def _broken(directory: str, record: seal.Seal) -> tuple[list[str], list[str]]:
 
 def _neighbours(volume: Volume, key: Key) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
-        digests = sorted(_listdir(volume, volume.kind(key.kind)))
+        digests = sorted(numbers.listing(volume, volume.kind(key.kind)))
     except FileNotFoundError:
         return
     for digest in digests[:_NEIGHBOURS]:
-        numbers = generations(volume, key.kind, digest)
-        if digest == key.digest or not numbers:
+        there = numbers.generations(volume, key.kind, digest)
+        if digest == key.digest or not there:
             continue
-        path = os.path.join(volume.generation(key.kind, digest, numbers[0]), KEY)
+        path = os.path.join(volume.generation(key.kind, digest, there[0]), KEY)
         try:
             with open(path, "rb") as f:
                 factors = json.load(f)["factors"]
@@ -242,7 +212,7 @@ def _rate(volume: Volume, kind: Kind, digests: list[str]) -> float | None:
     """Median of what earlier fills recorded: bytes per second for weights, else seconds."""
     seen: list[float] = []
     for digest in digests[:16]:
-        for number in generations(volume, kind, digest)[:1]:
+        for number in numbers.generations(volume, kind, digest)[:1]:
             try:
                 record, _ = read_seal(volume.generation(kind, digest, number))
             except (OSError, IntegrityError, seal.ForeignSealError):
@@ -270,25 +240,3 @@ def _restored(warm: WarmDir, key: Key, held: Held) -> bool:
         return False
     wanted = [key.digest, held.generation, held.seal_sha256, boot()]
     return found == wanted and os.path.isdir(warm.tree(key.kind))
-
-
-def _listdir(volume: Volume, path: str) -> list[str]:
-    """List a directory of the volume as the server has it now."""
-    try:
-        return _list(path)
-    except FileNotFoundError:
-        # That it is missing may itself be remembered, by any directory on the way to it.
-        way = [path]
-        while way[-1] != volume.root:
-            way.append(os.path.dirname(way[-1]))
-        for directory in reversed(way[1:]):
-            os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        return _list(path)
-
-
-def _list(path: str) -> list[str]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return os.listdir(descriptor)
-    finally:
-        os.close(descriptor)

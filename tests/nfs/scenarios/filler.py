@@ -16,7 +16,7 @@ from warmer.fill.locks import LostGrantError
 from warmer.fill.locks.file import FileLock
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
-from warmer.observe import inventory
+from warmer.observe import inventory, numbers
 from warmer.seal import SealedFile
 
 CHUNK = 1 << 14
@@ -59,7 +59,7 @@ def fill(volume, key, claims, chance):
             if grant is None:
                 return "there"
             say(key=key.digest, holds=grant.epoch)
-            after = inventory.highest_taken(volume, key.kind, key.digest)
+            after = numbers.highest_taken(volume, key.kind, key.digest)
             staging, sealed = stage(volume, key, grant, chance)
             try:
                 how = {"grant": grant, "after": after, "source": "chaos", "seconds": 1.0}

@@ -10,7 +10,7 @@ import volumes
 
 from warmer.layout import Volume
 from warmer.model import Key
-from warmer.observe import inventory
+from warmer.observe import numbers
 
 
 def publish(volume, number, chance):
@@ -18,7 +18,7 @@ def publish(volume, number, chance):
     key = Key("weights", {"name": f"org/model-{number}"})
     sizes = [chance.randrange(100_000) for _ in range(chance.randrange(1, 5))]
     files = {f"files/{n % 2}/{n}": chance.randbytes(size) for n, size in enumerate(sizes)}
-    taken = inventory.highest_taken(volume, key.kind, key.digest)
+    taken = numbers.highest_taken(volume, key.kind, key.digest)
     return key.kind, key.digest, volumes.fill(volume, key, files, after=taken)
 
 

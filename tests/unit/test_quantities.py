@@ -1,0 +1,73 @@
+"""Durations and sizes as people write them."""
+
+import pytest
+
+from warmer.errors import UsageError
+from warmer.quantities import parse_duration, parse_size, show_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("14d", 14 * 86400),
+        ("2w", 14 * 86400),
+        ("36h", 129600),
+        ("90m", 5400),
+        ("90min", 5400),
+        ("1.5h", 5400),
+        ("30s", 30),
+        ("30", 30),
+        ("0", 0),
+        (" 14 D ", 14 * 86400),
+    ],
+)
+def test_a_duration_is_read(text, seconds):
+    assert parse_duration(text, "--keep") == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("100G", 100 * 10**9),
+        ("100GB", 100 * 10**9),
+        ("1.5Ti", 1.5 * 2**40),
+        ("1KiB", 1024),
+        ("500m", 500 * 10**6),
+        ("7", 7),
+        ("7B", 7),
+    ],
+)
+def test_a_size_is_read(text, size):
+    assert parse_size(text, "--min-free") == size
+
+
+@pytest.mark.parametrize("parse", [parse_duration, parse_size])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "d",
+        "-1d",
+        "1e9",
+        "inf",
+        "nan",
+        "1 2",
+        "1x",
+        "0x1",
+        "\N{ARABIC-INDIC DIGIT ONE}d",
+        "1.d",
+        "9" * 30,
+        "1ib",
+    ],
+)
+def test_anything_else_is_refused_by_the_options_name(parse, text):
+    with pytest.raises(UsageError) as caught:
+        parse(text, "--some")
+    assert "--some" in caught.value.message
+    assert repr(text) in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("size", [0, 999, 1000, 12_345_678, 10**12, 10**16])
+def test_what_is_shown_is_read_as_about_the_same(size):
+    assert parse_size(show_bytes(size), "--x") == pytest.approx(size, rel=0.06)

@@ -1,0 +1,172 @@
+"""Carry steps out: hide under the key's lock, look at the uses again, remove what is hidden.
+
+Killed anywhere, a generation is in one of two places, whole, or in the trash under a name that says
+its removal has begun. Its number stays taken throughout: by its name, then by a file in ``taken/``
+that is flushed before the first byte goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from typing import TYPE_CHECKING, Final
+
+from warmer.collect import census, need
+from warmer.collect.census import GOING
+from warmer.errors import using
+from warmer.fill import publish, stagings, uses
+from warmer.model import Key
+from warmer.observe import numbers
+
+if TYPE_CHECKING:
+    from warmer.collect.decide import Step
+    from warmer.collect.need import Aside
+    from warmer.fill.locks import Grant
+    from warmer.layout import Volume
+    from warmer.usage import Piece
+
+_PLACE: Final = "the volume"
+
+
+def hide(volume: Volume, piece: Piece, grant: Grant, *, keep: float) -> str:
+    """Hide a generation, unless it is in use by now.
+
+    Args:
+        volume: where.
+        piece: the generation.
+        grant: of its key.
+        keep: seconds for which a use counts.
+
+    Returns:
+        Why it stayed; empty where it is hidden.
+
+    Raises:
+        VolumeError: the volume failed.
+    """
+    if why := _used(volume, piece, keep=keep):
+        return why
+    if piece.number not in numbers.generations(volume, *piece.key):
+        return "gone already"
+    if not grant.still_mine():
+        return "its lock was lost"
+    place = publish.hide(volume, Key.known(*piece.key), piece.number)
+    why = "the look at the uses was cut short"
+    try:
+        why = _used(volume, piece, keep=keep) or ""
+    finally:
+        if why:
+            publish.put_back(volume, place)
+    if grant.exclusive:  # else another may be about to publish there
+        with contextlib.suppress(OSError):  # others of its key are there
+            os.rmdir(volume.key(*piece.key))
+    return why
+
+
+def empty(volume: Volume, aside: Aside, *, keep: float) -> str:
+    """Remove a hidden or quarantined generation for good, and keep its number taken.
+
+    Returns:
+        Why it stayed; empty where it is gone.
+
+    Raises:
+        VolumeError: the volume failed.
+    """
+    piece = aside.piece
+    if piece is None:
+        return "not warmer's"
+    if aside.sort == "trash" and not aside.going and (why := _used(volume, piece, keep=keep)):
+        return why
+    path = aside.path
+    with using(_PLACE):
+        _keep_taken(volume, piece)
+        if not path.endswith(GOING):
+            # From here on nobody puts it back; a gc beside this one finds it gone.
+            try:
+                os.rename(path, path + GOING)
+            except FileNotFoundError:
+                return "gone already"
+            path += GOING
+            _flush(os.path.dirname(path))
+        erase(path)
+    return ""
+
+
+def sweep(step: Step, grant: Grant) -> str:
+    """Remove a staging under its key's lock: its owner is gone, as nothing was written for long.
+
+    Returns:
+        Why it stayed; empty where it is gone.
+
+    Raises:
+        VolumeError: the volume failed.
+    """
+    aside, piece = step.aside, step.piece
+    if aside is None or piece is None:
+        return "not warmer's"
+    with using(_PLACE):
+        _, newest = census.weigh(aside.path)
+        if newest > aside.at:
+            return "written to meanwhile"
+        if not grant.still_mine():
+            return "its lock was lost"
+    stagings.discard(stagings.Staging(aside.path, Key.known(*piece.key), ""))
+    return "could not be removed" if os.path.lexists(aside.path) else ""
+
+
+def erase(path: str) -> None:
+    """Remove a file or a tree; what others remove meanwhile is no failure.
+
+    Raises:
+        VolumeError: it cannot be removed.
+    """
+    with using(_PLACE):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, onerror=_unless_gone)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _unless_gone(_call: object, _path: str, info: tuple[object, BaseException, object]) -> None:
+    if not isinstance(info[1], FileNotFoundError):
+        raise info[1]
+
+
+def _used(volume: Volume, piece: Piece, *, keep: float) -> str | None:
+    """Say who uses a generation by now; the records are read anew."""
+    with using(_PLACE):
+        now = census.clock(volume, dry=False)
+    found = uses.read_all(volume, asked_before=now - keep)
+    force = need.in_force(found, now=now, keep=keep)
+    return need.named(piece, force, now=now)
+
+
+def _keep_taken(volume: Volume, piece: Piece) -> None:
+    """Leave a file that says its number is taken, where no higher one of its key says it too."""
+    if piece.number < numbers.highest_taken(volume, *piece.key):
+        return
+    os.makedirs(volume.taken, exist_ok=True)
+    name = f"{piece.kind}-{piece.digest}-{piece.number}"
+    descriptor = os.open(
+        os.path.join(volume.taken, name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666
+    )
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    _flush(volume.taken)
+    _flush(volume.top)
+    for other in os.listdir(volume.taken):
+        was = numbers.aside(other)
+        if was and was[:2] == piece.key and was.number < piece.number:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(volume.taken, other))
+
+
+def _flush(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,87 @@
+"""Which numbers the generations of a piece have, and which were ever given. Reads only.
+
+On NFS a name that was looked for before it existed is not seen until the directory's attributes
+are fetched again, up to 25 s later; opening the directory fetches them. Every look here reopens
+the directory first, and where even that is missing, all that lead to it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+
+from warmer.model import KINDS, Kind
+
+if TYPE_CHECKING:
+    from warmer.layout import Volume
+
+_GENERATION: Final = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
+_ASIDE: Final = re.compile(
+    rf"({'|'.join(KINDS)})-([0-9a-f]{{64}})-([1-9][0-9]{{0,8}})(?:[-.].*)?", re.ASCII
+)
+
+
+class Aside(NamedTuple):
+    """What the name of a generation says that is no longer under ``pieces/``."""
+
+    kind: Kind
+    digest: str
+    number: int
+
+
+def aside(name: str) -> Aside | None:
+    """Read a name in ``quarantine/``, ``trash/`` or ``taken/``; None where it is not warmer's."""
+    found = _ASIDE.fullmatch(name)
+    return Aside(cast("Kind", found[1]), found[2], int(found[3])) if found else None
+
+
+def highest_taken(volume: Volume, kind: Kind, digest: str) -> int:
+    """Find the highest number ever given to a generation of a key, whatever became of it.
+
+    Seals name generations of other pieces by number, so that a number is never used twice.
+    """
+    taken = [0, *generations(volume, kind, digest)]
+    for place in (volume.quarantine, volume.trash, volume.taken):
+        try:
+            names = listing(volume, place)
+        except FileNotFoundError:
+            continue
+        found = (aside(name) for name in names)
+        taken += [one.number for one in found if one and (one.kind, one.digest) == (kind, digest)]
+    return max(taken)
+
+
+def generations(volume: Volume, kind: Kind, digest: str) -> list[int]:
+    """List the generation numbers published under a key, newest first."""
+    try:
+        names = listing(volume, volume.key(kind, digest))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted((int(n) for n in names if _GENERATION.fullmatch(n)), reverse=True)
+
+
+def listing(volume: Volume, path: str) -> list[str]:
+    """List a directory of the volume as the server has it now.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    try:
+        return _list(path)
+    except FileNotFoundError:
+        # That it is missing may itself be remembered, by any directory on the way to it.
+        way = [path]
+        while way[-1] != volume.root:
+            way.append(os.path.dirname(way[-1]))
+        for directory in reversed(way[1:]):
+            os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        return _list(path)
+
+
+def _list(path: str) -> list[str]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return os.listdir(descriptor)
+    finally:
+        os.close(descriptor)
