@@ -217,7 +217,7 @@ def test_a_stranger_is_never_touched(volume):
         f"{volume.pieces}/weights/{'e' * 64}/1/seal.json",
         f"{volume.pieces}/weights/mine/1/file",
         f"{volume.pieces}/weights/{USED.digest}/backup/file",
-        f"{volume.pieces}/bytecode/{'e' * 64}/1/file",
+        f"{volume.pieces}/adapters/{'e' * 64}/1/file",
         f"{volume.trash}/mine/file",
         f"{volume.quarantine}/mine",
         f"{volume.staging}/mine/file",

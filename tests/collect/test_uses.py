@@ -142,7 +142,7 @@ TORN = {
         {
             "schema_version": 1,
             "owner": "",
-            "pieces": [{"kind": "bytecode", "key": DIGEST, "generation": 1}],
+            "pieces": [{"kind": "adapters", "key": DIGEST, "generation": 1}],
         }
     ).encode(),
     "a path": usage.encode([ONE._replace(digest="../../x")], warm="", owner=""),
