@@ -36,6 +36,7 @@ bench: $(VENV)/.ready  ## make bench NAME=check|fill-hf|fill-s3|noop-prefill|sta
 
 docs: $(VENV)/.ready  ## write the pages that are generated from the program
 	$(BIN)/python tests/docs/cli_page.py > docs/cli.md
+	$(BIN)/python tests/docs/families_page.py > docs/families.md
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) .demo build *.egg-info

@@ -11,11 +11,13 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 FIELDS = {
     "check": {"bench", "ratio", "files"},
     "noop-prefill": {"bench", "wall_s", "network_calls"},
+    "restore": {"bench", "ratio", "mb_per_s", "archives", "files"},
     "stampede": {"bench", "lock", "processes", "origin_ratio", "ready_ratio"},
     "fill-hf": {"bench", "ratio", "others", "ours", "cpu_s_per_gb", "peak_rss_mb"},
     "fill-s3": {"bench", "ratio", "others", "ours", "cpu_s_per_gb", "peak_rss_mb"},
 }
 SMALLER = {
+    "restore": {"SIZE_MB": "64", "FILES": "100", "ROUNDS": "1"},
     "stampede": {"PROCESSES": "6", "SIZE_MB": "64"},
     "fill-hf": {"SIZE_MB": "16", "SMALL": "20", "ROUNDS": "1"},
     "fill-s3": {"SIZE_MB": "16", "SMALL": "20", "ROUNDS": "1"},

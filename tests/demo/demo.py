@@ -26,7 +26,7 @@ from server import Server
 from tinymodel import make_tiny_llama
 
 from warmer.families import EXCLUDED
-from warmer.fill import archive
+from warmer.fill import members
 from warmer.report import log as start_log
 from warmer.report import table
 
@@ -78,7 +78,7 @@ class Demo:
 
     def tree(self):
         """What the compile tree holds, less the kernel locks a compiler takes even to read."""
-        return archive.scan(os.path.join(self.warm_dir, "cache", "compile"), EXCLUDED)
+        return members.scan(os.path.join(self.warm_dir, "cache", "compile"), EXCLUDED)
 
 
 def read_log(path):

@@ -16,7 +16,7 @@ from server import Server
 from tinymodel import make_tiny_llama
 
 from warmer.families import EXCLUDED
-from warmer.fill import archive
+from warmer.fill import members
 from warmer.report import log as start_log
 
 pytestmark = pytest.mark.engine
@@ -49,7 +49,7 @@ class Pod:
     def compiled(self):
         """The compile tree, less the locks that a compiler takes even to read."""
         tree = os.path.join(self.warm_dir, "cache", "compile")
-        return set(archive.scan(tree, EXCLUDED).members)
+        return set(members.scan(tree, EXCLUDED).members)
 
     def serve(self, log, *more):
         """Start the server by the handoff, ask for one completion, stop it.

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import zstandard
 
-from warmer.fill import archive, publish, stagings
+from warmer.fill import archive, members, publish, stagings
 from warmer.fill.locks.file import FileLock
 from warmer.fill.locks.record import Owner
 from warmer.layout import ARCHIVE, MANIFEST
@@ -153,15 +153,16 @@ def _assert_key(path, *, kind, key):
 def _assert_archive(directory):
     listed = json.loads((directory / "manifest.json").read_bytes())["files"]
     packed = {}
-    with (directory / "tree.tar.zst").open("rb") as raw:
-        reader = zstandard.ZstdDecompressor().stream_reader(raw)
-        with tarfile.open(fileobj=reader, mode="r|") as tar:
-            for member in tar:
-                assert member.name not in packed, f"{directory} packs {member.name} twice"
-                data = tar.extractfile(member).read()
-                for secret in SECRETS.values():
-                    assert secret.encode() not in data, f"a secret is packed in {directory}"
-                packed[member.name] = (len(data), hashlib.sha256(data).hexdigest())
+    for path in sorted(directory.glob("tree*.tar.zst")):
+        with path.open("rb") as raw:
+            reader = zstandard.ZstdDecompressor().stream_reader(raw)
+            with tarfile.open(fileobj=reader, mode="r|") as tar:
+                for member in tar:
+                    assert member.name not in packed, f"{directory} packs {member.name} twice"
+                    data = tar.extractfile(member).read()
+                    for secret in SECRETS.values():
+                        assert secret.encode() not in data, f"a secret is packed in {directory}"
+                    packed[member.name] = (len(data), hashlib.sha256(data).hexdigest())
     assert packed == {file["path"]: (file["size"], file["sha256"]) for file in listed}
 
 
@@ -218,9 +219,9 @@ def fill_tree(volume, key, tree, *, after=0, needs=None):
     """Publish a tree as a kernel piece."""
     work = Path(volume.root).parent / "packing"
     work.mkdir()
-    manifest = archive.scan(str(tree), ())
+    manifest = members.scan(str(tree), ())
     archive.pack(str(tree), manifest, str(work / ARCHIVE))
-    (work / MANIFEST).write_bytes(archive.encode(manifest))
+    (work / MANIFEST).write_bytes(members.encode(manifest))
     files = {name: (work / name).read_bytes() for name in (ARCHIVE, MANIFEST)}
     shutil.rmtree(work)
     return fill(volume, key, files, after=after, needs=needs)

@@ -8,7 +8,7 @@ import pytest
 
 from warmer import families
 from warmer.families import EXCLUDED, FAMILIES
-from warmer.fill import archive
+from warmer.fill import members
 from warmer.layout import WarmDir
 from warmer.model import KERNEL_KINDS, Stack
 
@@ -148,7 +148,7 @@ def test_what_is_scratch_a_lock_or_a_secret_stays_out_of_archives_and_the_rest_g
     for path in [*(f"kept/{path}" for path in kept), *left]:
         os.makedirs(tmp_path / os.path.dirname(path), exist_ok=True)
         (tmp_path / path).write_bytes(b"x")
-    found = archive.scan(str(tmp_path), EXCLUDED).members
+    found = members.scan(str(tmp_path), EXCLUDED).members
     assert sorted(found) == sorted(f"kept/{path}" for path in kept)
 
 

@@ -5,6 +5,7 @@ import os
 import socket
 import stat
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import volumes
 
 from warmer.errors import IntegrityError
 from warmer.families import EXCLUDED
-from warmer.fill import archive
+from warmer.fill import archive, members
 
 TREE = {
     "vllm/torch_compile_cache/rank_0/model": b"aot" * 5000,
@@ -40,8 +41,9 @@ def make(top, files, *, mode=0o644):
 
 
 def pack(tree, target, *, excluded=()):
-    manifest = archive.scan(str(tree), excluded)
-    return manifest, archive.pack(str(tree), manifest, str(target))
+    manifest = members.scan(str(tree), excluded)
+    (packed,) = archive.pack(str(tree), manifest, str(target))
+    return manifest, packed
 
 
 def names(tree):
@@ -56,20 +58,20 @@ def test_a_tree_comes_back_with_its_bytes_modes_and_times_to_the_nanosecond(tmp_
         os.utime(tree / path, ns=(5, time))
         (tree / path).chmod(mode)
     manifest, _ = pack(tree, tmp_path / "a")
-    archive.unpack(str(tmp_path / "a"), manifest, str(tmp_path / "back"))
+    archive.unpack([str(tmp_path / "a")], manifest, str(tmp_path / "back"))
     assert volumes.read_tree(tmp_path / "back") == volumes.read_tree(tree)
     for path in TREE:
         was, now = (tree / path).stat(), (tmp_path / "back" / path).stat()
         assert (now.st_mtime_ns, now.st_mode) == (was.st_mtime_ns, was.st_mode), path
-    assert archive.scan(str(tmp_path / "back"), ()) == manifest
+    assert members.scan(str(tmp_path / "back"), ()) == manifest
 
 
 def test_a_manifest_survives_being_written_and_read(tmp_path):
     tree = make(tmp_path / "tree", TREE)
     (tree / "nothing/in/here").mkdir(parents=True)
     os.utime(make(tmp_path / "tree", {"old": b""}) / "old", ns=(0, -5))
-    manifest = archive.scan(str(tree), ())
-    assert archive.parse(archive.encode(manifest), where="here") == manifest
+    manifest = members.scan(str(tree), ())
+    assert members.parse(members.encode(manifest), where="here") == manifest
     assert manifest.empty == ("nothing/in/here",)
 
 
@@ -88,7 +90,7 @@ def test_trees_made_in_another_order_by_another_owner_elsewhere_are_equal_bytes(
         second, b = pack(two, f"{elsewhere}/tree.tar.zst")
         data = (tmp_path / "tree.tar.zst").read_bytes()
         assert data == Path(elsewhere, "tree.tar.zst").read_bytes()
-    assert archive.encode(first) == archive.encode(second)
+    assert members.encode(first) == members.encode(second)
     assert a == b
     assert (a.path, a.size) == ("tree.tar.zst", len(data))
     assert a.sha256 == hashlib.sha256(data).hexdigest()
@@ -108,7 +110,7 @@ def test_another_tree_is_other_bytes_or_another_manifest(tmp_path, change):
     else:
         os.utime(two / "empty", ns=(0, MTIME + 100))
     (first, _), (second, _) = pack(one, tmp_path / "a"), pack(two, tmp_path / "b")
-    assert archive.encode(first) != archive.encode(second)
+    assert members.encode(first) != members.encode(second)
 
 
 def test_what_is_excluded_stays_out_and_its_look_alikes_stay_in(tmp_path):
@@ -136,7 +138,7 @@ def test_what_is_excluded_stays_out_and_its_look_alikes_stay_in(tmp_path):
     tree = make(tmp_path / "tree", dict.fromkeys(kept | left_out, b"x"))
     manifest, _ = pack(tree, tmp_path / "a", excluded=EXCLUDED)
     assert set(manifest.members) == kept
-    archive.unpack(str(tmp_path / "a"), manifest, str(tmp_path / "back"))
+    archive.unpack([str(tmp_path / "a")], manifest, str(tmp_path / "back"))
     assert volumes.read_tree(tmp_path / "back").keys() == kept
 
 
@@ -153,7 +155,7 @@ def test_links_sockets_and_devices_are_left_out_and_not_followed(tmp_path):
         listener.bind(str(tree / "socket"))
         manifest, _ = pack(tree, tmp_path / "a")
     assert set(manifest.members) == {"real"}
-    archive.unpack(str(tmp_path / "a"), manifest, str(tmp_path / "back"))
+    archive.unpack([str(tmp_path / "a")], manifest, str(tmp_path / "back"))
     assert names(tmp_path / "back") == {"real"}
 
 
@@ -161,7 +163,7 @@ def test_hard_links_come_back_as_files(tmp_path):
     tree = make(tmp_path / "tree", {"a": b"shared"})
     os.link(tree / "a", tree / "b")
     manifest, _ = pack(tree, tmp_path / "a")
-    archive.unpack(str(tmp_path / "a"), manifest, str(tmp_path / "back"))
+    archive.unpack([str(tmp_path / "a")], manifest, str(tmp_path / "back"))
     assert volumes.read_tree(tmp_path / "back").keys() == {"a", "b"}
 
 
@@ -169,8 +171,8 @@ def test_a_name_that_is_no_utf_8_comes_back(tmp_path):
     tree = make(tmp_path / "tree", {"plain": b"x"})
     Path(os.fsdecode(os.fsencode(tree) + b"/caf\xe9")).write_bytes(b"latin")
     manifest, _ = pack(tree, tmp_path / "a")
-    manifest = archive.parse(archive.encode(manifest), where="here")
-    archive.unpack(str(tmp_path / "a"), manifest, str(tmp_path / "back"))
+    manifest = members.parse(members.encode(manifest), where="here")
+    archive.unpack([str(tmp_path / "a")], manifest, str(tmp_path / "back"))
     assert sorted(os.listdir(os.fsencode(tmp_path / "back"))) == [b"caf\xe9", b"plain"]
 
 
@@ -182,7 +184,7 @@ def test_a_tree_without_files_is_an_archive_too(tmp_path, tree):
     if tree == "only empty directories":
         (top / "a/b").mkdir(parents=True)
     manifest, _ = pack(top, tmp_path / "a")
-    archive.unpack(str(tmp_path / "a"), manifest, str(tmp_path / "back"))
+    archive.unpack([str(tmp_path / "a")], manifest, str(tmp_path / "back"))
     assert names(tmp_path / "back") == (names(top) if top.exists() else set())
 
 
@@ -195,17 +197,56 @@ def test_twenty_thousand_files_come_back(tmp_path):
                 descriptor = os.open(f"{tree}/{directory}/{name}", os.O_CREAT | os.O_WRONLY)
                 os.write(descriptor, b"%d" % name)
                 os.close(descriptor)
-        manifest, _ = pack(tree, f"{top}/archive")
-        manifest = archive.parse(archive.encode(manifest), where="here")
+        manifest = members.scan(str(tree), ())
+        packed = archive.pack(str(tree), manifest, f"{top}/tree.tar.zst")
+        assert [file.path for file in packed][:2] == ["tree.tar.zst", "tree.1.tar.zst"]
+        assert len(packed) == 8
+        manifest = members.parse(members.encode(manifest), where="here")
         assert len(manifest.members) == 20_000
-        archive.unpack(f"{top}/archive", manifest, f"{top}/back")
-        assert archive.scan(f"{top}/back", ()) == manifest
+        archive.unpack([f"{top}/{file.path}" for file in packed], manifest, f"{top}/back")
+        assert members.scan(f"{top}/back", ()) == manifest
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A tree that is worth several archives, packed: (directory, its manifest, the archives)."""
+    tree = make(tmp_path / "tree", {f"d/{n}": os.urandom(8 << 20) for n in range(12)})
+    manifest = members.scan(str(tree), ())
+    return tmp_path, manifest, archive.pack(str(tree), manifest, f"{tmp_path}/tree.tar.zst")
+
+
+def test_a_large_tree_is_dealt_out_evenly_and_alike_every_time(large):
+    top, manifest, packed = large
+    assert [file.path for file in packed] == ["tree.tar.zst", "tree.1.tar.zst", "tree.2.tar.zst"]
+    assert max(f.size for f in packed) - min(f.size for f in packed) <= 8 << 20
+    again = archive.pack(f"{top}/tree", manifest, f"{top}/other.tar.zst")
+    assert [file.sha256 for file in again] == [file.sha256 for file in packed]
+
+
+def test_a_large_tree_comes_back_only_from_all_its_archives(large):
+    top, manifest, packed = large
+    paths = [f"{top}/{file.path}" for file in packed]
+    archive.unpack(paths, manifest, f"{top}/back")
+    assert members.scan(f"{top}/back", ()) == manifest
+    with pytest.raises(IntegrityError, match="files are missing"):
+        archive.unpack(paths[1:], manifest, f"{top}/some")
+    with pytest.raises(IntegrityError, match="no such file"):
+        archive.unpack([*paths, paths[0]], manifest, f"{top}/twice")
+
+
+def test_one_bad_archive_of_several_ends_all(large):
+    top, manifest, packed = large
+    bad = Path(top, packed[1].path)
+    bad.write_bytes(bad.read_bytes()[:-100_000])
+    with pytest.raises(IntegrityError):
+        archive.unpack([f"{top}/{file.path}" for file in packed], manifest, f"{top}/back")
+    assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPool")]
 
 
 @pytest.mark.parametrize("change", ["shrinks", "grows", "is emptied", "keeps its size"])
 def test_a_file_that_changes_between_scan_and_pack_is_refused(tmp_path, change):
     tree = make(tmp_path / "tree", {"a": b"0123456789", "b": b"x"})
-    manifest = archive.scan(str(tree), ())
+    manifest = members.scan(str(tree), ())
     data = {"shrinks": b"01234", "grows": b"0123456789ab", "is emptied": b""}
     (tree / "a").write_bytes(data.get(change, b"9876543210"))
     with pytest.raises(IntegrityError) as refused:
@@ -216,7 +257,7 @@ def test_a_file_that_changes_between_scan_and_pack_is_refused(tmp_path, change):
 @pytest.mark.parametrize("change", ["goes", "becomes a directory"])
 def test_a_file_that_is_gone_between_scan_and_pack_fails(tmp_path, change):
     tree = make(tmp_path / "tree", {"a": b"0123456789", "b": b"x"})
-    manifest = archive.scan(str(tree), ())
+    manifest = members.scan(str(tree), ())
     (tree / "a").unlink()
     if change == "becomes a directory":
         (tree / "a").mkdir()

@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -15,18 +16,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 import volumes
 
 from warmer.errors import IntegrityError
-from warmer.fill import archive
+from warmer.fill import archive, members
 
 GOOD = {"a": b"first", "d/b": b"second"}
 MEMBER = {"path": "a", "size": 1, "sha256": "0" * 64, "mode": 0o644, "mtime_ns": 0}
 
 
 def manifest_of(files):
-    members = (
-        archive.Member(path, len(data), hashlib.sha256(data).hexdigest(), 0o644, 1)
+    named = (
+        members.Member(path, len(data), hashlib.sha256(data).hexdigest(), 0o644, 1)
         for path, data in files.items()
     )
-    return archive.Manifest({member.path: member for member in members})
+    return members.Manifest({member.path: member for member in named})
 
 
 def entry(name, data=b"", kind=tarfile.REGTYPE, **more):
@@ -67,7 +68,7 @@ def unpack(tmp_path):
         (tmp_path / "archive").write_bytes(data)
         before = outside()
         try:
-            archive.unpack(str(tmp_path / "archive"), manifest, str(box / "target"))
+            archive.unpack([str(tmp_path / "archive")], manifest, str(box / "target"))
         finally:
             assert outside() == before, "something outside the target was touched"
             assert sorted(path.name for path in box.iterdir()) == ["target", "victim"]
@@ -100,7 +101,7 @@ def test_a_manifest_whose_path_leaves_the_tree_is_refused(name, where):
     record = {"schema_version": 1, "files": [], "empty": []}
     record[where].append(dict(MEMBER, path=name) if where == "files" else name)
     with pytest.raises(IntegrityError) as refused:
-        archive.parse(json.dumps(record).encode(), where="here")
+        members.parse(json.dumps(record).encode(), where="here")
     assert refused.value.reason == "bad-archive"
 
 
@@ -211,7 +212,7 @@ def test_a_huge_declared_size_is_refused_without_being_believed(unpack, tmp_path
     with pytest.raises(IntegrityError):
         unpack(data, manifest_of(GOOD))
     (tmp_path / "box/target").rmdir()
-    lying = archive.Manifest({"a": archive.Member("a", huge, "0" * 64, 0o644, 1)})
+    lying = members.Manifest({"a": members.Member("a", huge, "0" * 64, 0o644, 1)})
     with pytest.raises(IntegrityError):
         unpack(data, lying)
     assert sum(path.stat().st_size for path in (tmp_path / "box").rglob("*")) < 100_000
@@ -228,6 +229,37 @@ def test_a_bomb_behind_the_last_member_is_not_unpacked(unpack, tmp_path):
     with pytest.raises(IntegrityError):
         unpack(data, manifest_of(GOOD))
     assert not (tmp_path / "box/target/bomb").exists()
+
+
+@pytest.mark.parametrize("header", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_is_longer_than_all_members_is_not_read(unpack, header):
+    data = zstandard.compress(pack([entry("x", b"\0" * 300_000_000, header), *GOOD_ENTRIES]))
+    assert len(data) < 50_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(IntegrityError, match="longer than its members"):
+            unpack(data, manifest_of(GOOD))
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_sparse_member_is_refused(unpack):
+    info = tarfile.TarInfo("a")
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a"}
+    info.pax_headers["GNU.sparse.realsize"] = f"{len(GOOD['a'])}"
+    body = b"1\n0\n%d\n" % len(GOOD["a"])
+    body = body.ljust(512, b"\0") + GOOD["a"]
+    info.size = len(body)
+    data = zstandard.compress(pack([(info, body), *GOOD_ENTRIES[1:]]))
+    with pytest.raises(IntegrityError, match="no such file"):
+        unpack(data, manifest_of(GOOD))
+
+
+def test_a_manifest_of_too_many_files_is_refused():
+    record = {"schema_version": 1, "files": [], "empty": ["a"] * (members.MOST + 1)}
+    with pytest.raises(IntegrityError, match="more than 1000000 files"):
+        members.parse(json.dumps(record).encode(), where="here")
 
 
 def test_an_existing_target_is_not_unpacked_into(unpack, tmp_path):
@@ -256,7 +288,7 @@ def test_an_existing_target_is_not_unpacked_into(unpack, tmp_path):
 )
 def test_a_malformed_manifest_is_refused(data):
     with pytest.raises(IntegrityError) as refused:
-        archive.parse(data, where="here")
+        members.parse(data, where="here")
     assert refused.value.exit_code == 5
 
 
@@ -282,4 +314,4 @@ def test_a_manifest_that_no_disk_can_follow_is_refused_as_integrity(unpack, file
     record = {"schema_version": 1, "files": listed, "empty": empty}
     packed = zstandard.compress(pack([entry(path, b"x") for path in files]))
     with pytest.raises(IntegrityError):
-        unpack(packed, archive.parse(json.dumps(record).encode(), where="here"))
+        unpack(packed, members.parse(json.dumps(record).encode(), where="here"))

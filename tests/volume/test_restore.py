@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 import volumes
 
 from warmer.errors import IntegrityError, TerminatedError, VolumeError
-from warmer.fill import archive, kernels, restore
+from warmer.fill import kernels, members, restore
 from warmer.fill.claim import Claims
 from warmer.fill.locks.file import FileLock
 from warmer.layout import Volume, WarmDir
@@ -77,7 +77,7 @@ def record(warm):
 def test_a_restored_tree_is_what_was_packed_and_is_recorded(volume, warm):
     manifest = restore.restore(volume, warm, KEY, 2)
     assert content(warm) == 2
-    assert archive.scan(warm.tree(KEY.kind), ()) == manifest
+    assert members.scan(warm.tree(KEY.kind), ()) == manifest
     seal = Path(volume.generation(KEY.kind, KEY.digest, 2), "seal.json").read_bytes()
     digest = hashlib.sha256(seal).hexdigest()
     told = {"key": KEY.digest, "generation": 2, "seal_sha256": digest}

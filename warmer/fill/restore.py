@@ -12,11 +12,12 @@ import json
 import os
 import secrets
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from warmer.errors import IntegrityError, using
-from warmer.fill import archive
-from warmer.layout import ARCHIVE, MANIFEST
+from warmer.fill import archive, members
+from warmer.layout import MANIFEST
 from warmer.observe import inventory
 from warmer.seal import ForeignSealError, Seal
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from warmer.model import Key, Kind
 
 
-def read_manifest(volume: Volume, key: Key, generation: int) -> tuple[archive.Manifest, str]:
+def read_manifest(volume: Volume, key: Key, generation: int) -> tuple[members.Manifest, str]:
     """Read a published generation's manifest, checked against its seal.
 
     Returns:
@@ -42,7 +43,7 @@ def read_manifest(volume: Volume, key: Key, generation: int) -> tuple[archive.Ma
         with open(path, "rb") as f:
             data = f.read()
     _compare(path, hashlib.sha256(data).hexdigest(), record)
-    return archive.parse(data, where=path), hashlib.sha256(seal_data).hexdigest()
+    return members.parse(data, where=path), hashlib.sha256(seal_data).hexdigest()
 
 
 def _compare(path: str, sha256: str, record: Seal) -> None:
@@ -53,6 +54,11 @@ def _compare(path: str, sha256: str, record: Seal) -> None:
             reason="hash-mismatch",
             hint="run `warmer prefill`: it moves what is corrupt aside and builds it again",
         )
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def intact(volume: Volume, key: Key, generation: int) -> bool:
@@ -66,15 +72,14 @@ def intact(volume: Volume, key: Key, generation: int) -> bool:
         try:
             record, _ = inventory.read_seal(directory)
             for file in record.files:
-                with open(os.path.join(directory, file.path), "rb") as f:
-                    if hashlib.file_digest(f, "sha256").hexdigest() != file.sha256:
-                        return False
+                if _sha256(os.path.join(directory, file.path)) != file.sha256:
+                    return False
         except (FileNotFoundError, IntegrityError, ForeignSealError):
             return False
     return True
 
 
-def restore(volume: Volume, warm: WarmDir, key: Key, generation: int) -> archive.Manifest:
+def restore(volume: Volume, warm: WarmDir, key: Key, generation: int) -> members.Manifest:
     """Unpack a generation into the warm dir and record it.
 
     Returns:
@@ -85,16 +90,19 @@ def restore(volume: Volume, warm: WarmDir, key: Key, generation: int) -> archive
         VolumeError: the volume or the warm dir failed.
     """
     manifest, seal_sha256 = read_manifest(volume, key, generation)
-    source = os.path.join(volume.generation(key.kind, key.digest, generation), ARCHIVE)
+    directory = volume.generation(key.kind, key.digest, generation)
     with using("the volume"):  # nothing parses bytes that nobody vouches for
-        sealed, _ = inventory.read_seal(os.path.dirname(source))
-        with open(source, "rb") as f:
-            _compare(source, hashlib.file_digest(f, "sha256").hexdigest(), sealed)
+        sealed, _ = inventory.read_seal(directory)
+        names = [file.path for file in sealed.files if file.path.endswith(archive.ENDING)]
+        sources = [os.path.join(directory, name) for name in names]
+        with ThreadPoolExecutor(len(sources) or 1) as pool:
+            for path, sha256 in zip(sources, pool.map(_sha256, sources), strict=True):
+                _compare(path, sha256, sealed)
     fresh = f"{warm.tree(key.kind)}.{secrets.token_hex(4)}"
     try:
         with using("the warm dir or the volume"):
             os.makedirs(warm.cache, exist_ok=True)
-            archive.unpack(source, manifest, fresh)
+            archive.unpack(sources, manifest, fresh)
             forget(warm, key.kind)
             os.rename(fresh, warm.tree(key.kind))
     except BaseException:

@@ -15,7 +15,7 @@ import structlog
 
 from warmer.errors import using
 from warmer.families import excluded
-from warmer.fill import archive, publish, restore, stagings
+from warmer.fill import archive, members, publish, restore, stagings
 from warmer.layout import ARCHIVE, MANIFEST, SEAL
 from warmer.observe import inventory, numbers
 from warmer.seal import SealedFile
@@ -89,8 +89,8 @@ def _merge(
         shutil.rmtree(mine, ignore_errors=True)
 
 
-def _scan(warm: WarmDir, key: Key) -> archive.Manifest:
-    return archive.scan(warm.tree(key.kind), excluded(key.kind))
+def _scan(warm: WarmDir, key: Key) -> members.Manifest:
+    return members.scan(warm.tree(key.kind), excluded(key.kind))
 
 
 def publish_tree(
@@ -110,14 +110,14 @@ def publish_tree(
             manifest = _scan(warm, key)
             tree, target = warm.tree(key.kind), os.path.join(staging.path, ARCHIVE)
             packed = archive.pack(tree, manifest, target)
-            listing = archive.encode(manifest)
+            listing = members.encode(manifest)
             with open(os.path.join(staging.path, MANIFEST), "wb") as f:
                 f.write(listing)
         sealed = SealedFile(MANIFEST, len(listing), hashlib.sha256(listing).hexdigest())
         number = publish.publish(
             volume,
             staging,
-            files=[packed, sealed],
+            files=[*packed, sealed],
             grant=grant,
             after=after,
             source="engine run",
@@ -135,6 +135,6 @@ def publish_tree(
         key=key.short,
         generation=number,
         files=len(manifest.members),
-        bytes=packed.size,
+        bytes=sum(file.size for file in packed),
     )
     return number
