@@ -18,7 +18,7 @@ def page():
     text += ROW.format(*["---"] * 6)
     for f in FAMILIES:
         names = [f"`{f.variable}`", *(f"`{name}={value}`" for name, value in f.also.items())]
-        versions = ", ".join(f.packages) or "–"
+        versions = ", ".join(f.packages) or "-"
         text += ROW.format(f.name, f.kind, ", ".join(names), f"`{f.default}`", f.on, versions)
     building = ", ".join(f"`{name}={value}`" for name, value in BUILDING.items())
     text += f"""
