@@ -23,6 +23,7 @@ from warmer.handoff import write
 from warmer.handoff.assemble import hand_off
 from warmer.layout import WarmDir
 from warmer.model import KERNEL_KINDS, Kind, Plan
+from warmer.proof import Proof, prove
 from warmer.situation import Situation, again, look
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Outcome:
         retries: reason → times the source was asked again.
         throttled_s: seconds in which it was asked nothing, because it said so.
         without: kinds the server starts without, with the reason.
+        proof: what the engine's second run showed, where that was asked for.
         left: the second plan; empty unless something is wrong.
     """
 
@@ -56,6 +58,7 @@ class Outcome:
     retries: dict[str, int] = field(default_factory=dict)
     throttled_s: float = 0.0
     without: dict[Kind, str] = field(default_factory=dict)
+    proof: Proof | None = None
     left: Plan | None = None
 
     @contextmanager
@@ -105,6 +108,9 @@ def prefill(settings: Settings) -> Outcome:
         outcome.throttled_s = round(situation.source.patience.throttled_s, 3)
         left = tuple(s for s in situation.plan.steps if s.kind not in outcome.without)
         outcome.left = Plan(left)
+        if settings.prove:
+            with outcome.timed("prove"):
+                outcome.proof = prove(situation, outcome.without)
         with outcome.timed("handoff"):
             _clear(situation, outcome)
             _use(situation, outcome)

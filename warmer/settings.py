@@ -94,6 +94,7 @@ class Settings:
         adopt: Hugging Face caches and folders whose files are taken instead of fetched ones.
         writing: how weights are written.
         workers: processes that fetch weights; None chooses by the CPUs there are.
+        prove: start the engine once more before the handoff, and insist that it builds nothing.
         me: how this process is named to waiters.
         vllm: path of the `vllm` command; None finds it.
         image: digest of the container image; part of the kernels' keys.
@@ -115,6 +116,7 @@ class Settings:
     adopt: tuple[str, ...] = ()
     writing: Writing = Writing()
     workers: int | None = None
+    prove: bool = False
     me: str = ""
     vllm: str | None = None
     image: str | None = None

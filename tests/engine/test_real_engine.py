@@ -81,9 +81,11 @@ def pod(tmp_path_factory):
     make_tiny_llama(os.path.join(top, "hub", *MODEL.split("/")))
     with Hub(os.path.join(top, "hub")) as hub:
         pod = Pod(top, hub)
-        done = pod.warmer("prefill", "--on-miss", "kernels=fail", "--json")
+        done = pod.warmer("prefill", "--on-miss", "kernels=fail", "--prove", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["warm"]
+    outcome = json.loads(done.stdout)
+    assert outcome["warm"]
+    pod.proof = outcome["proof"]
     return pod
 
 
@@ -96,6 +98,13 @@ def warm(pod, tmp_path_factory):
     assert any(path.endswith((".so", "/model")) for path in before)
     log, fingerprint = pod.serve(tmp_path_factory.mktemp("logs") / "warm.log")
     return log, fingerprint, pod.compiled() - before
+
+
+def test_the_archives_were_proved_by_a_start_that_built_nothing(pod):
+    assert pod.proof["answered"]
+    assert pod.proof["cache"] == ("hit" if shutil.which("nvidia-smi") else "unknown")
+    with open(pod.proof["log"], encoding="utf-8") as f:
+        assert "jit_monitor_mode" in f.read(), "vLLM 0.32 was told to object"
 
 
 def test_a_warm_start_of_a_new_pod_compiles_nothing(warm):

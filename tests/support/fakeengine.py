@@ -7,8 +7,8 @@ FAKE_ENGINE, a list with commas, says what goes wrong: `crash` (end with a trace
 answer, nor heed SIGTERM), `slow=SECONDS` (before it is ready), `leave-child` (first start a child
 that heeds no SIGTERM: the EngineCore), `echo-env` (write the environment to $FAKE_ENGINE_ENV),
 `spoil` (first leave half files in the JIT caches, over what is there too), `die` (end at the first
-completion, half a file written), `stubborn` (write half a file at SIGTERM and serve on). `op=NAME`
-names the operation that a JIT builds.
+completion, half a file written), `stubborn` (write half a file at SIGTERM and serve on), `recompile`
+(over what it finds). `op=NAME` names the operation that a JIT builds; `op=anew` is another each time.
 """
 
 from __future__ import annotations
@@ -165,21 +165,23 @@ def serve(argv: list[str]) -> None:
     say("[model.py:733] Resolved architecture: LlamaForCausalLM", process="APIServer")
     started = time.monotonic()
     time.sleep(float(modes.get("slow") or 0))
-    _compile(hashlib.sha256(json.dumps([model, *hashed]).encode()).hexdigest())
-    _jit(modes.get("op") or "op")
+    key = hashlib.sha256(json.dumps([model, *hashed]).encode()).hexdigest()
+    _compile(key, again="recompile" in modes)
+    op = modes.get("op") or "op"
+    _jit(f"op-{os.getpid()}" if op == "anew" else op)
     took = time.monotonic() - started
     say(f"[core.py:402] init engine (profile, create kv cache, warmup model) took {took:.2f} s")
     _answer(listening, model, modes)
 
 
 def _split(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Take --host and --port out; return them, and the rest."""
+    """Take out what vLLM does not hash: --host and --port, and --jit-monitor-mode; return both."""
     listening: dict[str, str] = {}
     rest: list[str] = []
     queue = iter(words)
     for word in queue:
         flag, given, value = word.partition("=")
-        if flag in ("--host", "--port"):
+        if flag in ("--host", "--port", "--jit-monitor-mode"):
             listening[flag[2:]] = value if given else next(queue)
         else:
             rest.append(word)
@@ -195,7 +197,7 @@ def _fail(model: str, *, crash: bool) -> None:
     sys.exit(1)
 
 
-def _compile(key: str) -> None:
+def _compile(key: str, *, again: bool) -> None:
     """Load the artifacts of this key, or make them with all that a compiler leaves around."""
     vllm = os.environ.get("VLLM_CACHE_ROOT") or os.path.expanduser("~/.cache/vllm")
     inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or "/tmp/torchinductor_fake"
@@ -203,7 +205,7 @@ def _compile(key: str) -> None:
     graph = os.path.join(inductor, "fxgraph", key[:2], key, "artifact")
     want = {aot: hashlib.shake_256(b"aot" + key.encode()).digest(40_000)}
     want[graph] = hashlib.shake_256(b"graph" + key.encode()).digest(9_000)
-    if all(_read(path) == data for path, data in want.items()):
+    if not again and all(_read(path) == data for path, data in want.items()):
         say(f"[decorators.py:320] Directly load AOT compilation from path {aot}")
         say("[monitor.py:20] torch.compile took 0.01 s in total")
         return

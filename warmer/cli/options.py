@@ -167,12 +167,6 @@ _COMMON: Final = (
         metavar="SECONDS",
         help="How long a failing source is tried again.",
     ),
-    option(
-        "--workers",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Processes that fetch weights; by default half of the CPUs there are, 3 at most.",
-    ),
     option("--json", is_flag=True, help="Print one JSON object on stdout."),
     click.argument("serve_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM SERVE ARGS]"),
 )
@@ -199,6 +193,12 @@ _FILLING: Final = (
         help="What a piece that cannot be filled means; weights fail, kernels start cold.",
     ),
     option(
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Processes that fetch weights; by default half of the CPUs there are, 3 at most.",
+    ),
+    option(
         "--direct",
         is_flag=True,
         help="Write weights past the page cache, for filesystems that gain from it.",
@@ -215,6 +215,11 @@ _FILLING: Final = (
         show_default=True,
         metavar="SECONDS",
         help="How long the engine run may take until it answers.",
+    ),
+    option(
+        "--prove",
+        is_flag=True,
+        help="Start the engine once more, as the server will, and fail (7) if it builds anything.",
     ),
 )
 
@@ -250,6 +255,7 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
         writing=settings.Writing(
             direct=bool(values.get("direct")), keep_cached=not values.get("no_page_cache")
         ),
+        prove=bool(values.get("prove")),
         me=me(),
         environment={n: v for n, v in environment.items() if not freedoms.service_link(n, v)},
         **chosen,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,7 @@ def outcome(done: Outcome, settings: Settings, *, as_json: bool) -> None:
             "throttled_seconds": done.throttled_s,
             "without": dict(done.without),
             "left": [_step(step) for step in left],
+            "proof": None if done.proof is None else dataclasses.asdict(done.proof),
             "handoff": f"{settings.warm_dir}/handoff",
         }
         click.echo(json.dumps(record, indent=1))
@@ -91,6 +93,8 @@ def outcome(done: Outcome, settings: Settings, *, as_json: bool) -> None:
         click.echo(f"  without {kind}: {reason}")
     for step in left:
         click.echo(f"  still missing {step.kind}: {step.reason}")
+    if done.proof is not None:
+        click.echo(f"proved: ready in {done.proof.ready:.1f} s, and nothing was built")
     click.echo(f"next: {settings.warm_dir}/handoff/serve")
 
 

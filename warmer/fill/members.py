@@ -75,6 +75,11 @@ def scan(tree: str, excluded: Sequence[str]) -> Manifest:
     return Manifest(dict(sorted(members.items())), tuple(sorted(empty)))
 
 
+def names(tree: str, excluded: Sequence[str]) -> frozenset[str]:
+    """Name the files that `scan` would hash."""
+    return frozenset(path for path, info in _walk(tree, "", excluded) if info is not None)
+
+
 def encode(manifest: Manifest) -> bytes:
     """Render a manifest."""
     files = [

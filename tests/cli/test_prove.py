@@ -1,0 +1,108 @@
+"""`warmer prefill --prove`: a second start of the engine that must build nothing."""
+
+import json
+import os
+import sys
+
+import pytest
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+import fakeengine
+import runs
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A pod with a GPU, so that there are JITs."""
+    with runs.place(tmp_path) as place:
+        cuda = fakeengine.make_engine(tmp_path / "cuda", torch="2.13.0+cu130", cuda="13.0")
+        yield place.but(engine=cuda)
+
+
+def run(place, mode="", *options, **more):
+    env = {"PATH": f"{place.engine.bin}:{os.defpath}", "FAKE_ENGINE": mode}
+    return place.run("prefill", "--json", *options, env=env | more.pop("env", {}), **more)
+
+
+def refused(place, result, reason):
+    """What is not proved is not handed off, and no tree of the run is left for a server to load."""
+    error = runs.failed(result, 7, reason, compared=False)
+    assert not os.path.exists(f"{place.warm}/handoff/handoff.json")
+    for kind in ("compile", "flashinfer", "jit"):
+        assert not os.path.exists(f"{place.warm}/cache/{kind}")
+    return error
+
+
+def test_a_start_that_builds_nothing_is_proved_and_handed_off(place, tmp_path):
+    seen = tmp_path / "env.json"
+    result = run(place, "echo-env", "--prove", env={"FAKE_ENGINE_ENV": str(seen)})
+    assert result.code == 0, result
+    proof = result.json["proof"]
+    assert (proof["cache"], proof["answered"]) == ("hit", True)
+    assert proof["ready"] > 0
+    assert "Directly load AOT" in open(proof["log"], encoding="utf-8").read()
+    built, proved = place.engine.starts
+    assert proved["argv"][:-6] == built["argv"][:-4], "but for where it listens"
+    assert proved["argv"][-6:-4] == ["--jit-monitor-mode", "error"]
+    env, handed = json.loads(seen.read_text()), place.handoff()["env"]
+    assert env["VLLM_FORCE_AOT_LOAD"] == "1"
+    assert handed == {name: env[name] for name in handed}, "the server's environment"
+    assert "VLLM_FORCE_AOT_LOAD" not in handed
+    assert place.run("check").code == 0
+
+
+def test_a_warm_pod_is_proved_without_a_build(place):
+    assert run(place).code == 0
+    assert run(place, "", "--prove").json["proof"]["cache"] == "hit"
+    assert len(place.engine.starts) == 2
+    assert run(place).json["proof"] is None
+
+
+def test_an_older_engine_is_not_given_a_flag_that_it_does_not_know(place, tmp_path):
+    old = fakeengine.make_engine(
+        tmp_path / "old", version="0.20.1", torch="2.13.0+cu130", cuda="13.0"
+    )
+    place = place.but(engine=old)
+    assert run(place, "", "--prove").code == 0
+    assert "--jit-monitor-mode" not in old.starts[1]["argv"]
+
+
+def test_what_the_user_says_of_the_monitor_stands(place):
+    serve = (*runs.SERVE, "--jit-monitor-mode", "warn")
+    assert run(place, "", "--prove", serve=serve).code == 0
+    assert place.engine.starts[1]["argv"].count("--jit-monitor-mode") == 1
+
+
+def test_an_operation_built_at_every_start_is_not_proved(place):
+    result = run(place, "op=anew", "--prove")
+    error = refused(place, result, "not-proved")
+    assert error["message"].startswith("got no compilation and 2 new files from a warm start")
+    assert result.err.count("  | new: ") == 2
+    assert "  | new: jit/tvm_ffi/op-" in result.err
+
+
+def test_a_compilation_over_what_is_there_is_not_proved(place):
+    error = refused(place, run(place, "recompile", "--prove"), "not-proved")
+    assert error["message"].startswith("got a compilation and 0 new files")
+
+
+def test_an_engine_that_fails_at_the_proof_fails_the_prefill(place):
+    assert run(place).code == 0
+    os.unlink(f"{place.warm}/handoff/handoff.json")
+    refused(place, run(place, "crash", "--prove"), "engine-exited")
+
+
+def test_the_archives_are_proved_not_what_the_build_left(place):
+    assert run(place).code == 0
+    (generation,) = place.generations("jit")
+    tree = f"{place.warm}/cache/jit"
+    os.unlink(f"{tree}/tvm_ffi/op.so")
+    assert run(place, "", "--prove").code == 0, "restored anew, it is there again"
+    assert os.path.exists(f"{tree}/tvm_ffi/op.so")
+    assert place.generations("jit") == [generation]
+
+
+def test_without_kernels_there_is_nothing_to_prove(place):
+    result = run(place, "", "--prove", "--compile", "never")
+    runs.failed(result, 1, "nothing-to-prove", "compile", compared=False)
+    assert place.engine.starts == []
