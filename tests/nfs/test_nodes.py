@@ -20,7 +20,7 @@ def guests():
     with contextlib.ExitStack() as stack:
         yield {
             name: stack.enter_context(uml.start(SCENARIOS / f"{name}.py", memory="512M"))
-            for name in ("zombie", "visibility", "locks")
+            for name in ("zombie", "visibility", "locks", "gc")
         }
 
 
@@ -68,3 +68,21 @@ def test_a_node_back_after_its_lease_cannot_write_where_it_held_the_lock(guests,
     answers = told(guests["zombie"], "answers", vers=vers)
     # It can write elsewhere: only publishing without replacing stops that.
     assert answers == {"locked": "EIO", "other": "ok", "heir": "ok"}
+
+
+@pytest.mark.parametrize("vers", ["4.1", "4.0"])
+def test_gc_sees_that_a_server_of_another_node_runs_from_a_mount_that_it_cannot_write(guests, vers):
+    assert told(guests["gc"], "filled", case=vers) == 0
+    code, while_it_ran = told(guests["gc"], "running", case=vers)
+    assert code == 0
+    assert [step["action"] for step in while_it_ran["steps"]] == ["renew"]
+    assert [kept["kind"] for kept in while_it_ran["kept"]] == ["weights"]
+    code, after_its_end = told(guests["gc"], "ended", case=vers)
+    assert code == 0
+    assert [s["kind"] for s in after_its_end["steps"] if s["action"] == "hide"] == ["weights"]
+
+
+def test_where_locks_stay_in_one_kernel_gc_goes_by_age_alone(guests):
+    """As docs/gc.md and its warning say: no pod may run longer than --keep there."""
+    _, while_it_ran = told(guests["gc"], "running", case="3")
+    assert [s["kind"] for s in while_it_ran["steps"] if s["action"] == "hide"] == ["weights"]
