@@ -1,5 +1,6 @@
 """`warmer doctor --join` as two processes on one machine, which find each other by files alone."""
 
+import json
 import os
 import signal
 import sys
@@ -13,7 +14,9 @@ import doctors
 import leases
 import runs
 
-from warmer.doctor import judging
+from warmer.doctor import judging, pair
+from warmer.errors import BusyError
+from warmer.layout import Volume
 from warmer.settings import LockUrl, parse_lock
 
 PATIENT = ("--join", "--timeout", "60")
@@ -108,6 +111,17 @@ def test_one_that_is_stopped_in_the_middle_leaves_nothing_and_the_other_is_told(
     finding = doctors.found(left)["joining"]
     assert (finding["verdict"], "left in the middle" in finding["found"]) == ("fail", True)
     assert os.listdir(volume) == []
+
+
+def test_one_that_left_as_soon_as_it_had_claimed_the_other_is_told_of(volume):
+    mine = volume / "v1" / "doctor" / "b"
+    mine.mkdir(parents=True)
+    began = time.monotonic()
+    (mine / "partner").write_text(json.dumps({"nonce": "a"}))
+    with pytest.raises(BusyError) as caught:
+        pair.meet(Volume(str(volume)), str(mine), me={}, timeout=30, alive=lambda: None)
+    assert caught.value.reason == "partner-left"
+    assert time.monotonic() - began < 20, "it waited for somebody else"
 
 
 # --- a lock at a service -------------------------------------------------------------------------

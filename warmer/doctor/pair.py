@@ -159,7 +159,7 @@ def meet(volume: Volume, mine: str, *, me: Card, timeout: float, alive: Callable
         alive: called now and then, whenever the volume has answered.
 
     Raises:
-        BusyError: none came.
+        BusyError: none came, or it left at once.
         VolumeError: the volume failed.
     """
     nonce = os.path.basename(mine)
@@ -180,6 +180,9 @@ def meet(volume: Volume, mine: str, *, me: Card, timeout: float, alive: Callable
                 card = _get(them, "card")
                 if card is not None:
                     return Pair(mine, them, "a", cards=(me, card["me"]), alive=alive)
+                place.reopen(volume.doctor)  # or NFS remembers that it was not there
+                if _left(them):
+                    raise _gone("left in the middle")
             for name in sorted(place.listing(volume.doctor)):
                 card = _get(os.path.join(volume.doctor, name), "card") if name < nonce else None
                 if card is None:
