@@ -14,6 +14,7 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from warmer import __version__
 from warmer.errors import SourceError
 from warmer.fill.sources import SourceFile, hub_errors
 
@@ -83,7 +84,10 @@ class Hub:
             return known
         with _translated(model):
             api = _library().HfApi(
-                endpoint=self._endpoint, token=self._token, library_name="warmer"
+                endpoint=self._endpoint,
+                token=self._token,
+                library_name="warmer",
+                library_version=__version__,
             )
             self._known = api.model_info(
                 model.name, revision=model.revision, files_metadata=True, timeout=_TIMEOUT
