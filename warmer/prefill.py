@@ -93,10 +93,7 @@ def prefill(settings: Settings) -> Outcome:
         with outcome.timed("observe"):
             situation = look(settings, wished=lambda s: _use(s, outcome))
         for kind, reason in situation.plan.without.items():
-            missing = NotWarmError(
-                f"got no {kind} ({reason}), expected it", reason="not-warm", hint=_NOT_WARM
-            )
-            _without(situation, outcome, kind, missing)
+            _without(situation, outcome, kind, _not_warm(kind, reason))
         if not situation.plan.empty:
             on_volume = settings.lock.mechanism == "file"
             write.announce(warm, situation.volume, situation.wanted.keys, on_volume=on_volume)
@@ -168,8 +165,7 @@ def _fill_kernels(situation: Situation, outcome: Outcome, claims: Claims) -> Sit
     """Build and restore kernels; what a race or a corrupt archive spoiled is looked at again."""
     s = situation
     for _ in range(_ATTEMPTS):
-        wanted = set(KERNEL_KINDS) - outcome.without.keys()
-        if not any(step.kind in wanted for step in s.plan.steps):
+        if not _left(s, outcome):
             return s
         try:
             s = _build_and_restore(s, outcome, claims)
@@ -197,6 +193,14 @@ def _fill_kernels(situation: Situation, outcome: Outcome, claims: Claims) -> Sit
             )
         s = again(s)
     return _cold(s, outcome, failure)
+
+
+def _left(s: Situation, outcome: Outcome) -> bool:
+    """Whether kernels are still to be had; those moved aside that nothing here builds are not."""
+    wanted = set(KERNEL_KINDS) - outcome.without.keys()
+    for kind in wanted & s.plan.without.keys():
+        _without(s, outcome, kind, _not_warm(kind, s.plan.without[kind]))
+    return any(step.kind in wanted for step in s.plan.steps)
 
 
 def _build_and_restore(situation: Situation, outcome: Outcome, claims: Claims) -> Situation:
@@ -235,6 +239,11 @@ def _cold(s: Situation, outcome: Outcome, exc: WarmerError) -> Situation:
         if step.kind in KERNEL_KINDS and step.kind not in outcome.without:
             _without(s, outcome, step.kind, exc)
     return s
+
+
+def _not_warm(kind: Kind, reason: str) -> NotWarmError:
+    message = f"got no {kind} ({reason}), expected it"
+    return NotWarmError(message, reason="not-warm", hint=_NOT_WARM)
 
 
 def _without(s: Situation, outcome: Outcome, kind: Kind, exc: WarmerError) -> None:

@@ -3,11 +3,13 @@
 Said beforehand, a hit is a prediction. This run has the handoff's arguments and environment, and
 what makes vLLM itself object: a compiled graph that cannot be loaded ends the start
 (``VLLM_FORCE_AOT_LOAD``), and so does a kernel built at a request (``--jit-monitor-mode error``).
-Afterwards its log must not tell of a compilation, and no cache may hold a new file.
+Afterwards its log must not tell of a compilation, and no cache may hold a new file or one that was
+compiled anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from warmer import families
-from warmer.errors import EngineError, NotWarmError, using
+from warmer.errors import EngineError, NotWarmError, VolumeError, using
 from warmer.fill import engine, members, progress, restore
 from warmer.handoff import write
 from warmer.model import KERNEL_KINDS
@@ -34,6 +36,8 @@ _FORCED: Final = {"VLLM_FORCE_AOT_LOAD": "1"}
 _MONITOR: Final = "--jit-monitor-mode"
 _MONITORED: Final = (0, 32)
 """The first vLLM that knows the flag."""
+_COMPILED: Final = (".so", ".o", ".cubin", ".ptx")
+"""What a compiler makes: written anew, it was built anew."""
 _SHOWN: Final = 5
 
 
@@ -69,45 +73,67 @@ def prove(s: Situation, without: Container[Kind]) -> Proof:
         IntegrityError: an archive is not what its seal says.
         VolumeError: the volume or the warm dir failed.
     """
-    kinds = tuple(kind for kind in s.wanted.keys if kind in KERNEL_KINDS)
-    cold = [kind for kind in kinds if kind in without]
-    if s.host.stack is None or not kinds or cold or "weights" in without:
+    wanted = [kind for kind in KERNEL_KINDS if kind not in s.plan.unneeded]
+    # Kernels do not depend on bytecode, and the handoff leaves its variables out.
+    kinds = tuple(k for k in wanted if k != "bytecode" or _sealed(s, k, without))
+    cold = [kind for kind in ("weights", *kinds) if not _sealed(s, kind, without)]
+    if s.host.stack is None or cold:
         raise NotWarmError(
-            f"got a start without {', '.join(cold) or 'the engine or its weights'}, expected "
-            "everything that --prove is to prove",
+            f"got a start without {', '.join(cold) or 'an engine'}, expected all that --prove is "
+            "to prove",
             reason="nothing-to-prove",
-            hint="see above why; or leave --prove out",
+            hint="the log says why; or leave --prove out",
         )
     stack = s.host.stack
+    environment = {**s.how.build_env, **s.how.env, **_FORCED}
+    if "bytecode" not in kinds:
+        for name in families.variables("bytecode"):
+            environment.pop(name, None)
     if stack.shim:
         write.write_shim(s.warm, stack.shim)
     write.link_model(s.how.model_path, s.model_files)
     try:
-        for kind in kinds:  # what other pods will have, not what a build run here has left
-            key = s.wanted.keys[kind]
-            restore.restore(s.volume, s.warm, key, s.held.held[kind].generation)
-        before = _names(s, kinds)
+        _restore(s, kinds)
+        for kind in kinds:  # while the engine may write there, no record vouches for the tree
+            restore.distrust(s.warm, kind)
+        before = _files(s, kinds)
         run = engine.run(
             command=stack.command,
             model_path=s.how.model_path,
             serve_argv=(*s.how.argv, *_strict(stack, s.how.argv)),
-            environment={**s.how.build_env, **s.how.env, **_FORCED},
+            environment=environment,
             log=os.path.join(s.warm.logs, f"prove-{s.wanted.keys['compile'].short}.log"),
             timeout=s.settings.engine_timeout,
-            settled=lambda: _names(s, kinds),
+            settled=lambda: _files(s, kinds),
             tick=progress.Engine(),
         )
-        added = sorted(f"{kind}/{path}" for kind, path in _names(s, kinds) - before)
+        after = _files(s, kinds)
+        built = sorted(
+            f"{kind}/{path}" for (kind, path), at in after.items() if before.get((kind, path)) != at
+        )
         with using("the warm dir"), open(run.log, encoding="utf-8") as f:
             said = log.parse(f)
-        _insist(added, said, run.log)
+        _insist(built, said, run)
+        _restore(s, kinds)  # the engine rewrites files of its own accord
     except BaseException:
         for kind in kinds:
-            restore.forget(s.warm, kind)
+            with contextlib.suppress(VolumeError):
+                restore.forget(s.warm, kind)
         raise
     if not run.answered:
         _log.warning("the engine completed no text; what a request builds is not proved")
     return Proof(round(run.ready, 3), said.cache, run.answered, run.log)
+
+
+def _sealed(s: Situation, kind: Kind, without: Container[Kind]) -> bool:
+    held = s.held.held.get(kind)
+    return kind not in without and held is not None and held.verdict == "sealed"
+
+
+def _restore(s: Situation, kinds: Sequence[Kind]) -> None:
+    """Unpack what other pods will have, not what a build run here has left."""
+    for kind in kinds:
+        restore.restore(s.volume, s.warm, s.wanted.keys[kind], s.held.held[kind].generation)
 
 
 def _strict(stack: Stack, argv: Sequence[str]) -> tuple[str, ...]:
@@ -118,26 +144,35 @@ def _strict(stack: Stack, argv: Sequence[str]) -> tuple[str, ...]:
     return (_MONITOR, "error") if known and not given else ()
 
 
-def _names(s: Situation, kinds: Sequence[Kind]) -> frozenset[tuple[Kind, str]]:
-    """Name every file of every tree, less what no archive holds: locks and scratch."""
+def _files(s: Situation, kinds: Sequence[Kind]) -> dict[tuple[Kind, str], int]:
+    """Every file of every tree, less what no archive holds (locks, scratch); when it was compiled.
+
+    Of what no compiler makes the time does not count: vLLM rewrites some of it at every start.
+    """
     with using("the warm dir"):
-        return frozenset(
-            (kind, path)
+        return {
+            (kind, path): changed if path.endswith(_COMPILED) else 0
             for kind in kinds
-            for path in members.names(s.warm.tree(kind), families.excluded(kind))
+            for path, changed in members.changed(s.warm.tree(kind), families.excluded(kind))
+        }
+
+
+def _insist(built: Sequence[str], said: StartLog, run: engine.Run) -> None:
+    if run.broke:
+        raise EngineError(
+            f"got status {run.status or 'none'} for a completion from a warm start, expected an answer",
+            reason="not-proved",
+            hint=f"the whole log is at {run.log}",
         )
-
-
-def _insist(added: Sequence[str], said: StartLog, path: str) -> None:
-    if not added and said.cache != "rebuilt":
+    if not built and said.cache != "rebuilt":
         return
-    what = [f"  | new: {name}" for name in added[:_SHOWN]]
+    what = [f"  | built: {name}" for name in built[:_SHOWN]]
     what += [f"  | {line}" for line in said.evidence[:_SHOWN]]
     compiled = "a compilation" if said.cache == "rebuilt" else "no compilation"
     raise EngineError(
         "\n".join(
-            [f"got {compiled} and {len(added)} new files from a warm start, expected none", *what]
+            [f"got {compiled} and {len(built)} files built by a warm start, expected none", *what]
         ),
         reason="not-proved",
-        hint=f"the whole log is at {path}; what it built is in no archive: report it",
+        hint=f"the whole log is at {run.log}; what it built is in no archive: report it",
     )

@@ -11,7 +11,7 @@ from warmer.errors import SourceError, VolumeError
 from warmer.fill import kernels, progress, publish, restore, weights, workers
 from warmer.handoff import write
 from warmer.model import KERNEL_KINDS
-from warmer.observe import cpus, inventory
+from warmer.observe import inventory, limits
 from warmer.plan import patience
 
 if TYPE_CHECKING:
@@ -204,7 +204,8 @@ def _await(s: Situation, lost: publish.LostRaceError) -> None:
 def _workers(s: Situation) -> workers.Workers:
     most = s.settings.workers
     if most is None:  # half of the CPUs: the kernel has as much to do for each connection
-        most = min(workers.MOST, cpus.count() // 2)
+        roomy = limits.memory() >= workers.ROOM
+        most = min(workers.MOST, limits.cpus() // 2) if roomy else 1
     return workers.Workers(
         most, s.settings.retry, s.source.patience, environment=s.settings.environment
     )

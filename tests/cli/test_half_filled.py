@@ -202,3 +202,21 @@ def test_the_killed_restore_of_another_life_is_done_again(place):
     assert len(place.engine.starts) == 1
     assert all(len(data) > 1 for data, _ in tree(place).values())
     assert place.run("check").code == 0
+
+
+@pytest.mark.parametrize(("policy", "code"), [("cold", 0), ("fail", 1)])
+def test_a_corrupt_piece_that_nothing_here_may_build_follows_its_policy(
+    place, tmp_path, policy, code
+):
+    place.warmed()
+    runs.flip(f"{place.generations('compile')[0]}/tree.tar.zst")
+    pod = place.but(warm=str(tmp_path / "another"))
+    result = pod.run("prefill", "--json", "--compile", "never", "--on-miss", f"kernels={policy}")
+    assert result.code == code, result
+    if policy == "cold":
+        assert set(result.json["without"]) == {"compile"}
+        assert not result.json["warm"]
+        assert "HF_HUB_OFFLINE" not in pod.handoff()["env"]
+    else:
+        assert "got no compile" in result.err
+        assert not os.path.exists(f"{pod.warm}/handoff/handoff.json")

@@ -76,14 +76,50 @@ def test_what_the_user_says_of_the_monitor_stands(place):
 def test_an_operation_built_at_every_start_is_not_proved(place):
     result = run(place, "op=anew", "--prove")
     error = refused(place, result, "not-proved")
-    assert error["message"].startswith("got no compilation and 2 new files from a warm start")
-    assert result.err.count("  | new: ") == 2
-    assert "  | new: jit/tvm_ffi/op-" in result.err
+    assert error["message"].startswith("got no compilation and 2 files built by a warm start")
+    assert result.err.count("  | built: ") == 2
+    assert "  | built: jit/tvm_ffi/op-" in result.err
 
 
 def test_a_compilation_over_what_is_there_is_not_proved(place):
     error = refused(place, run(place, "recompile", "--prove"), "not-proved")
-    assert error["message"].startswith("got a compilation and 0 new files")
+    assert error["message"].startswith("got a compilation and 0 files built")
+
+
+def test_an_operation_built_again_over_what_is_there_is_not_proved(place):
+    assert run(place).code == 0
+    os.unlink(f"{place.warm}/handoff/handoff.json")
+    error = refused(place, run(place, "rebuild", "--prove"), "not-proved")
+    assert error["message"].startswith("got no compilation and 2 files built")
+
+
+def test_an_engine_that_breaks_at_the_request_is_not_proved(place):
+    assert run(place).code == 0
+    os.unlink(f"{place.warm}/handoff/handoff.json")
+    error = refused(place, run(place, "refuse=500", "--prove"), "not-proved")
+    assert error["message"].startswith("got status 500 for a completion")
+
+
+def test_a_model_that_completes_no_text_is_proved_as_far_as_it_goes(place):
+    result = run(place, "refuse=404", "--prove")
+    assert result.code == 0, result
+    assert not result.json["proof"]["answered"]
+
+
+def test_a_kill_during_the_proof_leaves_no_tree_that_passes_for_restored(place, tmp_path):
+    assert run(place).code == 0
+    env = {"PATH": f"{place.engine.bin}:{os.defpath}", "FAKE_ENGINE": "hang"}
+    proving = place.start("prefill", "--prove", env=env)
+    runs.eventually(lambda: len(place.engine.starts) == 2, timeout=30)
+    runs.kill(proving)
+    assert not [n for n in os.listdir(f"{place.warm}/cache") if n.endswith(".restored.json")]
+    assert place.run("check").code == 1
+    assert run(place).code == 0
+
+
+def test_an_engine_that_spans_nodes_has_no_kernels_to_prove(place):
+    serve = (*runs.SERVE, "--nnodes", "2")
+    runs.failed(run(place, "", "--prove", serve=serve), 1, "nothing-to-prove", compared=False)
 
 
 def test_an_engine_that_fails_at_the_proof_fails_the_prefill(place):

@@ -1,10 +1,15 @@
 """What can go wrong with S3 is caused, and met: real refusals, a proxy that cuts and lies."""
 
+import contextlib
 import os
+import socket
+import ssl
 import sys
+import threading
 import time
 
 import pytest
+import trustme
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 import runs
@@ -14,6 +19,8 @@ from buckets import Bucket, fetch, listed, read, refused
 from warmer.errors import SourceError
 from warmer.fill.sources import TransientSourceError
 from warmer.fill.sources.retry import Retrying
+from warmer.fill.sources.s3 import S3
+from warmer.settings import parse_model
 
 SHARD = "model.safetensors"
 SIZE = 24 << 20
@@ -36,6 +43,42 @@ def bucket(weed, monkeypatch):
 @pytest.fixture(scope="module")
 def data():
     return os.urandom(SIZE)
+
+
+KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+
+
+@contextlib.contextmanager
+def tls(authority, target):
+    """Speak TLS before a server: yields the URL."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    host, port = target.removeprefix("http://").split(":")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def copy(source, sink):
+            with contextlib.suppress(OSError, ValueError):
+                while data := source.recv(1 << 16):
+                    sink.sendall(data)
+            with contextlib.suppress(OSError):
+                sink.shutdown(socket.SHUT_WR)
+
+        def accept():
+            while True:
+                try:
+                    raw, _ = listening.accept()
+                except OSError:
+                    return
+                try:
+                    client = context.wrap_socket(raw, server_side=True)
+                except OSError:
+                    continue
+                server = socket.create_connection((host, int(port)))
+                for ends in ((client, server), (server, client)):
+                    threading.Thread(target=copy, args=ends, daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"https://127.0.0.1:{listening.getsockname()[1]}"
 
 
 def use(monkeypatch, environment):
@@ -249,6 +292,47 @@ def test_a_bucket_of_another_region_is_read_by_the_client_that_knows_how_to_foll
     assert fault.times == 0, "it was not met"
     gets = [path for method, path in bucket.wire.requests if method == "GET" and SHARD in path]
     assert len(gets) == 3, "only the first request was made twice"
+
+
+@pytest.mark.parametrize(
+    ("region", "name", "place"),
+    [
+        ("us-east-1", "bucket", "https://bucket.s3.amazonaws.com/"),
+        ("eu-west-1", "bucket", "https://bucket.s3.eu-west-1.amazonaws.com/"),
+        ("cn-north-1", "bucket", "https://bucket.s3.cn-north-1.amazonaws.com.cn/"),
+        ("eu-west-1", "a.bucket", "https://s3.eu-west-1.amazonaws.com/a.bucket/"),
+    ],
+)
+def test_bytes_are_asked_for_where_boto3_would_ask(monkeypatch, region, name, place):
+    use(monkeypatch, {"AWS_REGION": region, "AWS_DEFAULT_REGION": region, **KEYS})
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    assert S3(parse_model(f"s3://{name}/model"))._bytes._top == place
+
+
+@pytest.mark.parametrize("name", ["bucket--use1-az4--x-s3", "bucket--use1-az4--xa-s3"])
+def test_buckets_with_signatures_of_their_own_are_left_to_boto3(monkeypatch, name):
+    use(monkeypatch, {"AWS_REGION": "us-east-1", **KEYS})
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    assert not S3(parse_model(f"s3://{name}/model"))._bytes._plainly
+
+
+@pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
+def test_a_private_authority_is_trusted_where_boto3_trusts_it(
+    bucket, monkeypatch, tmp_path, variable
+):
+    bucket.put(SHARD, b"data")
+    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with tls(authority, bucket.wire.url) as url:
+        use(monkeypatch, {"AWS_ENDPOINT_URL": url})
+        with refused(TransientSourceError, "unreachable", "SSL"):
+            listed(bucket.source())
+        use(monkeypatch, {variable: str(tmp_path / "ca.pem")})
+        source = bucket.source()
+        model, file = one(source)
+        assert read(source.open(model, file, 1, 3)) == b"at"
 
 
 # --- bodies that break or lie --------------------------------------------------------------------

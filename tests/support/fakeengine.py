@@ -8,7 +8,7 @@ answer, nor heed SIGTERM), `slow=SECONDS` (before it is ready), `leave-child` (f
 that heeds no SIGTERM: the EngineCore), `echo-env` (write the environment to $FAKE_ENGINE_ENV),
 `spoil` (first leave half files in the JIT caches, over what is there too), `die` (end at the first
 completion, half a file written), `stubborn` (write half a file at SIGTERM and serve on), `recompile`
-(over what it finds). `op=NAME` names the operation that a JIT builds; `op=anew` is another each time.
+and `rebuild` (over what they find), `refuse=STATUS` (of completions). `op=NAME` names the operation that a JIT builds; `op=anew` is another each time.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def serve(argv: list[str]) -> None:
     key = hashlib.sha256(json.dumps([model, *hashed]).encode()).hexdigest()
     _compile(key, again="recompile" in modes)
     op = modes.get("op") or "op"
-    _jit(f"op-{os.getpid()}" if op == "anew" else op)
+    _jit(f"op-{os.getpid()}" if op == "anew" else op, again="rebuild" in modes)
     took = time.monotonic() - started
     say(f"[core.py:402] init engine (profile, create kv cache, warmup model) took {took:.2f} s")
     _answer(listening, model, modes)
@@ -225,12 +225,15 @@ def _compile(key: str, *, again: bool) -> None:
     say("[monitor.py:20] torch.compile took 0.02 s in total")
 
 
-def _jit(op: str) -> None:
+def _jit(op: str, *, again: bool) -> None:
     """On a GPU: build one operation in FlashInfer's cache, and one in another JIT's."""
     for name in _JITS:
         if top := os.environ.get(name):
             os.makedirs(top, exist_ok=True)
-            with contextlib.suppress(FileExistsError), open(f"{top}/{op}.so", "xb") as stream:
+            with (
+                contextlib.suppress(FileExistsError),
+                open(f"{top}/{op}.so", "wb" if again else "xb") as stream,
+            ):
                 stream.write(hashlib.shake_256(name.encode()).digest(5_000))
                 say(f"[jit.py:1] Building JIT module {name}")
 
@@ -272,10 +275,10 @@ def _answer(listening: dict[str, str], model: str, modes: dict[str, str]) -> Non
             connection, _ = server.accept()
             with connection, contextlib.suppress(OSError, ValueError):
                 connection.settimeout(5)
-                _reply(connection, replies, dies="die" in modes)
+                _reply(connection, replies, dies="die" in modes, refuses=modes.get("refuse"))
 
 
-def _reply(connection: socket.socket, replies: dict, *, dies: bool) -> None:
+def _reply(connection: socket.socket, replies: dict, *, dies: bool, refuses: str | None) -> None:
     data = b""
     while b"\r\n\r\n" not in data:
         if not (more := connection.recv(65536)):
@@ -291,6 +294,8 @@ def _reply(connection: socket.socket, replies: dict, *, dies: bool) -> None:
         _spoil()
         os._exit(139)
     status = "200 OK" if asked in replies else "404 Not Found"
+    if refuses and asked[0] == "POST":
+        status = f"{refuses} Refused"
     reply = json.dumps(replies.get(asked)).encode()
     length = f"Content-Length: {len(reply)}\r\nConnection: close\r\n\r\n"
     connection.sendall(f"HTTP/1.1 {status}\r\n{length}".encode() + reply)

@@ -18,7 +18,7 @@ from warmer.fill import partial, workers
 from warmer.fill.sources import SourceFile
 from warmer.fill.sources.retry import Patience
 from warmer.fill.workers import Workers, deal
-from warmer.observe import cpus
+from warmer.observe import limits
 from warmer.settings import Writing
 
 MIB = 1 << 20
@@ -213,6 +213,24 @@ def test_who_asks_to_stop_leaves_no_worker(bucket, contents, tmp_path):
     assert children() == []
 
 
+def test_what_a_worker_cannot_open_is_its_own_error(bucket, contents, tmp_path, monkeypatch):
+    start = workers._Team.start
+    other = {"AWS_PROFILE": "nobody"}
+    monkeypatch.setattr(
+        workers._Team, "start", lambda self, order, env: start(self, order, env | other)
+    )
+    with refused(SourceError, "denied", "ProfileNotFound"):
+        run(bucket, tmp_path)
+
+
+def test_without_another_process_to_be_had_the_staging_is_kept(
+    bucket, contents, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python3")
+    with refused(SourceError, "no-worker", "--workers 1"):
+        run(bucket, tmp_path)
+
+
 def test_a_bug_in_a_worker_is_one_here(monkeypatch):
     said = workers.failure(ZeroDivisionError("in a worker"))
     error = workers._error(json.loads(json.dumps(said)))
@@ -290,4 +308,20 @@ def test_a_containers_limit_counts(tmp_path, files, expected):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert cpus.count(str(tmp_path)) == (expected or len(os.sched_getaffinity(0)))
+    assert limits.cpus(str(tmp_path)) == (expected or len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, sys.maxsize),
+        ({"memory.max": "max\n"}, sys.maxsize),
+        ({"memory.max": "268435456\n"}, 256 * MIB),
+        ({"memory/memory.limit_in_bytes": "268435456\n"}, 256 * MIB),
+    ],
+)
+def test_a_containers_memory_counts(tmp_path, files, expected):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert limits.memory(str(tmp_path)) == expected

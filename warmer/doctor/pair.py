@@ -164,7 +164,7 @@ def meet(volume: Volume, mine: str, *, me: Card, timeout: float, alive: Callable
     """
     nonce = os.path.basename(mine)
     deadline = time.monotonic() + timeout
-    seen: dict[str, int] = {}
+    seen: dict[str, Any] = {}
     beat = 0
     _log.info("waiting for a doctor in another pod", seconds=timeout)
     with using(place.VOLUME):
@@ -176,18 +176,18 @@ def meet(volume: Volume, mine: str, *, me: Card, timeout: float, alive: Callable
                 os.utime(volume.doctor)
             theirs = _get(mine, "partner")
             if theirs is not None:
-                them = os.path.join(volume.doctor, str(theirs["nonce"]))
+                them = os.path.join(volume.doctor, str(theirs.get("nonce")))
                 card = _get(them, "card")
-                if card is not None:
+                if card is not None and "me" in card:
                     return Pair(mine, them, "a", cards=(me, card["me"]), alive=alive)
                 place.reopen(volume.doctor)  # or NFS remembers that it was not there
                 if _left(them):
                     raise _gone("left in the middle")
             for name in sorted(place.listing(volume.doctor)):
                 card = _get(os.path.join(volume.doctor, name), "card") if name < nonce else None
-                if card is None:
+                if card is None or "me" not in card:
                     continue
-                lives = seen.setdefault(name, card["beat"]) != card["beat"]
+                lives = seen.setdefault(name, card.get("beat")) != card.get("beat")
                 if lives and _claim(volume, nonce, name):
                     them = os.path.join(volume.doctor, name)
                     return Pair(mine, them, "b", cards=(me, card["me"]), alive=alive)

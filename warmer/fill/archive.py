@@ -13,6 +13,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from warmer.fill.members import Manifest, Member
 
+_NAME: Final = re.compile(r"tree(\.[1-9][0-9]*)?\.tar\.zst")
 ENDING: Final = ".tar.zst"
 _LEVEL: Final = 3
 """zstd's default; other levels were not measured."""
@@ -110,6 +112,11 @@ def unpack(archives: Sequence[str], manifest: Manifest, target: str) -> None:
         raise refuse(target, f"{len(left)} files are missing, {next(iter(left))} first")
 
 
+def is_one(name: str) -> bool:
+    """Whether a file of a generation is one of its archives."""
+    return _NAME.fullmatch(name) is not None
+
+
 def _deal(manifest: Manifest) -> list[list[Member]]:
     """Deal members out so that every share is about as much work; each keeps the order of paths."""
     members = list(manifest.members.values())
@@ -150,8 +157,8 @@ def _pack(tree: str, members: Sequence[Member], target: str) -> SealedFile:
 def _extract_all(
     archive: str, left: dict[str, Member], target: str, longest: int, stop: threading.Event
 ) -> None:
-    """Unpack one archive; what it holds is taken out of `left`."""
-    with _refused(archive), open(archive, "rb") as raw:
+    """Unpack one archive; what it holds is taken out of `left`. A failure stops the others."""
+    with _stopping(stop), _refused(archive), open(archive, "rb") as raw:
         reader = _Short(zstandard.ZstdDecompressor().stream_reader(raw), archive, longest)
         with tarfile.open(fileobj=cast("IO[bytes]", reader), mode="r|") as tar:
             for info in tar:
@@ -163,7 +170,16 @@ def _extract_all(
                     raise refuse(info.name, "the manifest has no such file")
                 source = tar.extractfile(info)
                 if source is not None:
-                    _extract(source, member, target)
+                    _extract(source, member, target, stop)
+
+
+@contextlib.contextmanager
+def _stopping(stop: threading.Event) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        stop.set()
+        raise
 
 
 @contextlib.contextmanager
@@ -171,7 +187,7 @@ def _refused(archive: str) -> Iterator[None]:
     """Translate what a stream that is no archive, or impossible names, are met with."""
     try:
         yield
-    except (zstandard.ZstdError, tarfile.TarError, EOFError, ValueError) as exc:
+    except (zstandard.ZstdError, tarfile.TarError, EOFError, ValueError, OverflowError) as exc:
         raise refuse(archive, str(exc)) from exc
     except OSError as exc:
         if exc.errno not in _IMPOSSIBLE:
@@ -179,13 +195,15 @@ def _refused(archive: str) -> Iterator[None]:
         raise refuse(archive, f"{exc.filename} cannot be made: {exc.strerror}") from exc
 
 
-def _extract(source: IO[bytes], member: Member, target: str) -> None:
+def _extract(source: IO[bytes], member: Member, target: str, stop: threading.Event) -> None:
     path = os.path.join(target, member.path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     digest = hashlib.sha256()
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(path, flags, 0o600), "wb") as f:
         while chunk := source.read(_CHUNK):
+            if stop.is_set():
+                return
             digest.update(chunk)
             f.write(chunk)
         os.fchmod(f.fileno(), member.mode)

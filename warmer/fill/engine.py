@@ -7,6 +7,7 @@ that did not end well has written is not to be used.
 from __future__ import annotations
 
 import contextlib
+import http
 import http.client
 import json
 import os
@@ -44,13 +45,23 @@ class Run:
 
     Attributes:
         ready: seconds from start to the first 200 of ``/health``.
-        answered: whether the one representative request was answered with 200.
+        status: of the answer to the one representative request; 0 where there was none.
         log: path of what the engine said.
     """
 
     ready: float
-    answered: bool
+    status: int
     log: str
+
+    @property
+    def answered(self) -> bool:
+        """Whether the request was answered as a language model does."""
+        return self.status == http.HTTPStatus.OK
+
+    @property
+    def broke(self) -> bool:
+        """Whether the engine failed at the request; a pooling model refuses it, and is well."""
+        return not self.status or self.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def run(
@@ -96,7 +107,7 @@ def run(
         try:
             _wait_ready(server, port, deadline=started + timeout, tail=tail, tick=tick)
             ready = time.monotonic() - started
-            answered = _ask(port)
+            status = _ask(port)
             _wait_settled(settled)
             process.stop(server)
         except EngineError as exc:
@@ -110,7 +121,7 @@ def run(
         finally:
             process.kill(server)
             reader.join(5)
-    return Run(ready, answered, log)
+    return Run(ready, status, log)
 
 
 class _Tail:
@@ -185,14 +196,14 @@ def _wait_ready(
         time.sleep(_POLL)
 
 
-def _ask(port: int) -> bool:
+def _ask(port: int) -> int:
     """Send one short greedy completion, so that kernels built on first use are built."""
-    models = _request(port, "GET", "/v1/models", None, 30)
+    status, models = _request(port, "GET", "/v1/models", None, 30)
     with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
-        name = json.loads(models[1])["data"][0]["id"]
+        name = json.loads(models)["data"][0]["id"]
         body = {"model": name, "prompt": "Hello, world", "max_tokens": 8, "temperature": 0}
-        return _request(port, "POST", "/v1/completions", json.dumps(body), 600)[0] == 200
-    return False
+        return _request(port, "POST", "/v1/completions", json.dumps(body), 600)[0]
+    return status if status != http.HTTPStatus.OK else http.HTTPStatus.NOT_FOUND
 
 
 def _status(port: int, method: str, path: str, body: str | None) -> int:

@@ -6,6 +6,7 @@ compares times, and a tree whose times moved is rebuilt.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -75,9 +76,11 @@ def scan(tree: str, excluded: Sequence[str]) -> Manifest:
     return Manifest(dict(sorted(members.items())), tuple(sorted(empty)))
 
 
-def names(tree: str, excluded: Sequence[str]) -> frozenset[str]:
-    """Name the files that `scan` would hash."""
-    return frozenset(path for path, info in _walk(tree, "", excluded) if info is not None)
+def changed(tree: str, excluded: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Yield the files that `scan` would hash and when each was changed, in ns; others may write."""
+    for path, info in _walk(tree, "", excluded):
+        if info is not None:
+            yield path, info.st_mtime_ns
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -137,7 +140,8 @@ def _walk(
         if is_directory:
             yield from _walk(tree, path, excluded)
         elif entry.is_file(follow_symlinks=False):
-            yield path, entry.stat(follow_symlinks=False)
+            with contextlib.suppress(FileNotFoundError):  # removed while we look
+                yield path, entry.stat(follow_symlinks=False)
 
 
 def _member(record: Any) -> Member:

@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from warmer.errors import IntegrityError, using
 from warmer.fill import archive, members
@@ -24,6 +24,8 @@ from warmer.seal import ForeignSealError, Seal
 if TYPE_CHECKING:
     from warmer.layout import Volume, WarmDir
     from warmer.model import Key, Kind
+
+_SIDE_BY_SIDE: Final = 8
 
 
 def read_manifest(volume: Volume, key: Key, generation: int) -> tuple[members.Manifest, str]:
@@ -93,9 +95,9 @@ def restore(volume: Volume, warm: WarmDir, key: Key, generation: int) -> members
     directory = volume.generation(key.kind, key.digest, generation)
     with using("the volume"):  # nothing parses bytes that nobody vouches for
         sealed, _ = inventory.read_seal(directory)
-        names = [file.path for file in sealed.files if file.path.endswith(archive.ENDING)]
+        names = [file.path for file in sealed.files if archive.is_one(file.path)]
         sources = [os.path.join(directory, name) for name in names]
-        with ThreadPoolExecutor(len(sources) or 1) as pool:
+        with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
             for path, sha256 in zip(sources, pool.map(_sha256, sources), strict=True):
                 _compare(path, sha256, sealed)
     fresh = f"{warm.tree(key.kind)}.{secrets.token_hex(4)}"

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
 
 import structlog
 
 from warmer.fill.sources import SourceFile
 from warmer.fill.sources.registry import open_source
-from warmer.fill.sources.retry import Retrying
+from warmer.fill.sources.retry import Patience, Retrying
 from warmer.fill.transfer import Transfer
 from warmer.fill.workers import failure
 from warmer.model import ModelRef
@@ -26,43 +25,62 @@ from warmer.settings import Writing
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
+    from warmer.seal import SealedFile
+
 _EVERY: Final = 0.1
 """Seconds between two reports."""
 
 
 def main() -> None:
     """Be a worker: the order is the first line of stdin."""
-    line = sys.stdin.readline()
+    heard, said = _pipes()
+    line = heard.readline()
     if not line:
         return
-    order = json.loads(line)
-    model = ModelRef(**order["model"])
-    source = Retrying(open_source(model, environment=os.environ), budget=order["retry"])
-    report = _Report(source)
-    structlog.configure(processors=[structlog.processors.add_log_level, report.log])
-    for function in (report.run, lambda: _obey(source)):
-        threading.Thread(target=function, daemon=True).start()
+    report = _Report(said)
     try:
-        transfer = Transfer(
-            source,
-            model,
-            staging=order["staging"],
-            moved=report.moved,
-            writing=Writing(**order["writing"]),
-            connections=order["connections"],
-        )
-        files = [SourceFile(**file) for file in order["files"]]
-        spans = {p: tuple((a, b) for a, b in runs) for p, runs in order["present"].items()}
-        done = transfer.run(files, spans)
+        done = _fetch(json.loads(line), heard, report)
     except BaseException as exc:  # noqa: BLE001 - said to the parent, which raises it
         report.say(failure=failure(exc))
     else:
         report.say(done={path: (s.path, s.size, s.sha256) for path, s in done.items()})
 
 
-def _obey(source: Retrying) -> NoReturn:
+def _pipes() -> tuple[IO[str], IO[str]]:
+    """Keep the parent's pipes for us: nothing else may read orders, or print among reports."""
+    heard, said = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return heard, said
+
+
+def _fetch(order: Mapping[str, Any], heard: IO[str], report: _Report) -> dict[str, SealedFile]:
+    model = ModelRef(**order["model"])
+    structlog.configure(processors=[structlog.processors.add_log_level, report.log])
+    source = Retrying(
+        open_source(model, environment=os.environ), budget=order["retry"], patience=report.patience
+    )
+    report.source = source
+    for function in (report.run, lambda: _obey(heard, source)):
+        threading.Thread(target=function, daemon=True).start()
+    transfer = Transfer(
+        source,
+        model,
+        staging=order["staging"],
+        moved=report.moved,
+        writing=Writing(**order["writing"]),
+        connections=order["connections"],
+    )
+    files = [SourceFile(**file) for file in order["files"]]
+    spans = {p: tuple((a, b) for a, b in runs) for p, runs in order["present"].items()}
+    return transfer.run(files, spans)
+
+
+def _obey(heard: IO[str], source: Retrying) -> NoReturn:
     """Keep quiet when told to; end with the parent."""
-    for line in sys.stdin:
+    for line in heard:
         source.keep_quiet_for(json.loads(line)["quiet"])
     os._exit(1)
 
@@ -70,8 +88,10 @@ def _obey(source: Retrying) -> NoReturn:
 class _Report:
     """What the parent is to know and has not been told."""
 
-    def __init__(self, source: Retrying) -> None:
-        self._source = source
+    def __init__(self, said: IO[str]) -> None:
+        self.source: Retrying | None = None
+        self.patience = Patience()
+        self._said = said
         self._mutex = threading.Lock()
         self._arrived: Counter[str] = Counter()
         self._logged: list[tuple[str, dict[str, Any]]] = []
@@ -99,17 +119,17 @@ class _Report:
     def say(self, **more: Any) -> None:
         """Say what is new, if anything is."""
         with self._mutex:
-            patience = self._source.patience
-            retries, throttled_s = Counter(patience.retries), patience.throttled_s
+            retries, throttled_s = Counter(self.patience.retries), self.patience.throttled_s
+            quiet = 0.0
+            if self.source is not None and throttled_s > self._throttled_s:
+                quiet = self.source.quiet_for
             said: Mapping[str, Any] = {
                 "moved": self._arrived,
                 "log": self._logged,
                 "retries": retries - self._retries,
-                "throttled_s": throttled_s - self._throttled_s,
+                "quiet": quiet,
                 **more,
             }
-            if said["throttled_s"]:
-                said = {**said, "quiet": self._source.quiet_for}
             line = json.dumps(
                 {name: value for name, value in said.items() if value or name in more}
             )
@@ -117,5 +137,5 @@ class _Report:
                 return
             self._arrived, self._logged = Counter(), []
             self._retries, self._throttled_s = retries, throttled_s
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
+            self._said.write(line + "\n")
+            self._said.flush()

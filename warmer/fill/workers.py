@@ -11,12 +11,15 @@ leaves what a killed prefill leaves, so it is the way to stop one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass
@@ -40,11 +43,17 @@ if TYPE_CHECKING:
 
 MOST: Final = 3
 """Workers, unless asked for: with them all, a prefill stays below 300 MB."""
+ROOM: Final = 512 << 20
+"""Bytes of memory below which a container is left with one process."""
 _WORTH: Final = 256 << 20
 """Bytes that are worth another worker, whose start costs some 0.4 s of CPU."""
 _FILE: Final = 2 << 20
 """Bytes that take an interpreter as long as a file does by being one."""
 _TURN: Final = 0.5
+_END: Final = 5.0
+"""Seconds given to killed workers, which the kernel may hold back while a disk flushes."""
+# All ask for the pod's credentials at once; by default botocore asks once, for a second.
+_PATIENT: Final = {"AWS_METADATA_SERVICE_NUM_ATTEMPTS": "5", "AWS_METADATA_SERVICE_TIMEOUT": "2"}
 _CHUNK: Final = 1 << 16
 
 # The parent's import path, so that the child is the same warmer.
@@ -52,6 +61,8 @@ _RUN: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1));"
     "from warmer.fill import worker; worker.main()"
 )
+_KILLED: Final = "raise the container's memory limit, or set --workers 1"
+_FAILED: Final = "what it printed says why; or set --workers 1"
 _log = structlog.get_logger(__name__)
 
 
@@ -158,16 +169,24 @@ class _Team:
         self._said: dict[int, bytes] = {}
         self._done: dict[str, SealedFile] = {}
         self._ended: Counter[int] = Counter()
+        self._quiet_until = 0.0
 
     def start(self, order: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         # A request to stop may come before it is known here: without an order it ends with us.
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _RUN, json.dumps(sys.path)],
-            env=dict(environment) or None,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-c", _RUN, json.dumps(sys.path)],
+                env=_PATIENT | dict(environment or os.environ),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as exc:
+            raise SourceError(
+                f"got no worker process ({exc.strerror}), expected one",
+                reason="no-worker",
+                hint="raise the container's limit on processes or memory, or set --workers 1",
+            ) from exc
         self._running.append(process)
         self._said[process.pid] = b""
         assert process.stdout is not None  # noqa: S101 - it was asked for
@@ -198,8 +217,10 @@ class _Team:
         """Kill those that are left, and wait until they are gone: they write where we look next."""
         for process in self._running:
             process.kill()
+        deadline = time.monotonic() + _END
         for process in self._running:
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
                     _close(pipe)
@@ -209,8 +230,11 @@ class _Team:
         for path, count in said.get("moved", {}).items():
             self._moved(path, count)
         self._patience.retries.update(said.get("retries", {}))
-        self._patience.throttled_s += said.get("throttled_s", 0.0)
         if seconds := said.get("quiet", 0.0):
+            now = time.monotonic()
+            # Several are told at once; what counts is how long nobody asked.
+            self._patience.throttled_s += max(0.0, now + seconds - max(now, self._quiet_until))
+            self._quiet_until = max(self._quiet_until, now + seconds)
             for other in self._running:
                 if other is not process:
                     _tell(other, {"quiet": seconds})
@@ -231,7 +255,7 @@ class _Team:
         raise SourceError(
             f"got a worker process ended by {how}, expected it to fetch its files",
             reason="worker-died",
-            hint="what arrived is kept; raise the container's memory limit, or set --workers 1",
+            hint="what arrived is kept; " + (_KILLED if status == -signal.SIGKILL else _FAILED),
         )
 
 

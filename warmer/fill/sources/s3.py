@@ -49,8 +49,8 @@ _SUMS: Final = "SHA256SUMS"
 _SUM: Final = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 _SUMS_SIZE: Final = 16 << 20
 _MD5: Final = re.compile(r'"?([0-9a-f]{32})"?')
-_RANDOM_ETAGS: Final = "--x-s3"
-"""How names of directory buckets end (S3 Express One Zone)."""
+_RANDOM_ETAGS: Final = ("--x-s3", "--xa-s3")
+"""How names of directory buckets and their access points end (S3 Express One Zone)."""
 _BROKEN: Final = (
     failures.BotoCoreError,
     urllib3.exceptions.HTTPError,

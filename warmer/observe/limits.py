@@ -1,16 +1,17 @@
-"""How many CPUs this process may keep busy: what it is pinned to, and its container's limit."""
+"""What this container may use: CPUs it is pinned to or limited to, and memory."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from typing import Final
 
 _CGROUP: Final = "/sys/fs/cgroup"
 
 
-def count(cgroup: str = _CGROUP) -> int:
-    """Count them; at least one.
+def cpus(cgroup: str = _CGROUP) -> int:
+    """Count the CPUs that may be kept busy; at least one.
 
     Args:
         cgroup: where the container's own control group is mounted, of version 2 or 1.
@@ -18,6 +19,21 @@ def count(cgroup: str = _CGROUP) -> int:
     pinned = len(os.sched_getaffinity(0))
     limit = _limit(cgroup)
     return pinned if limit is None else max(1, min(pinned, limit))
+
+
+def memory(cgroup: str = _CGROUP) -> int:
+    """Read the limit on memory in bytes; `sys.maxsize` where there is none.
+
+    Args:
+        cgroup: as for `cpus`.
+    """
+    for name in ("memory.max", os.path.join("memory", "memory.limit_in_bytes")):
+        with (
+            contextlib.suppress(OSError, ValueError),
+            open(os.path.join(cgroup, name), encoding="ascii") as f,
+        ):
+            return int(f.read())
+    return sys.maxsize
 
 
 def _limit(cgroup: str) -> int | None:
