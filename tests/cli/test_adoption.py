@@ -191,7 +191,7 @@ def test_a_plan_counts_what_is_there_as_not_to_be_fetched(place, tmp_path):
         assert step["kind"] == "weights"
         return step["bytes"], step["predicted_seconds"], step["predicted_from"]
 
-    assert weighs() == (TOTAL, round(TOTAL / 200e6, 1), "200 MB/s assumed")
+    assert weighs() == (TOTAL, round(TOTAL / 200e6, 3), "200 MB/s assumed")
     top, files = cache(place, f"{tmp_path}/there")
     assert weighs("--adopt", top)[:2] == (0, 0)
     blob = os.path.realpath(f"{files}/{WEIGHTS}")

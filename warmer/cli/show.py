@@ -106,7 +106,7 @@ def _step(step: Step) -> dict[str, Any]:
         "verdict": step.verdict,
         "reason": step.reason,
         "bytes": step.size,
-        "predicted_seconds": None if step.seconds is None else round(step.seconds, 1),
+        "predicted_seconds": None if step.seconds is None else round(step.seconds, 3),
         "predicted_from": step.basis,
         "left_out": dict(step.left_out),
         "saved_bytes": step.saved,
