@@ -1,5 +1,6 @@
 """`warmer doctor --join` as two processes on one machine, which find each other by files alone."""
 
+import itertools
 import json
 import os
 import signal
@@ -122,6 +123,22 @@ def test_one_that_left_as_soon_as_it_had_claimed_the_other_is_told_of(volume):
         pair.meet(Volume(str(volume)), str(mine), me={}, timeout=30, alive=lambda: None)
     assert caught.value.reason == "partner-left"
     assert time.monotonic() - began < 20, "it waited for somebody else"
+
+
+def test_a_machine_that_was_stopped_for_a_while_does_not_blame_the_other(tmp_path, monkeypatch):
+    mine, theirs = tmp_path / "a", tmp_path / "b"
+    for directory in (mine, theirs):
+        directory.mkdir()
+    looks = itertools.count()
+
+    def alive():
+        if next(looks) == 2:
+            (theirs / "say-0").write_text(json.dumps({"word": 1}))
+
+    both = pair.Pair(str(mine), str(theirs), "a", cards=({}, {}), alive=alive)
+    began, jumps = time.monotonic(), itertools.count()
+    monkeypatch.setattr(pair.time, "monotonic", lambda: began + 1000.0 * min(1, next(jumps)))
+    assert both.learn() == {"word": 1}
 
 
 # --- a lock at a service -------------------------------------------------------------------------

@@ -41,6 +41,7 @@ _PATIENCE: Final = 120.0
 _LEAVING: Final = 10.0
 _LOOK: Final = 0.2
 _LISTEN: Final = 0.05
+_LONGEST_LOOK: Final = 2.0
 _TICK: Final = 0.02
 _TOUCH: Final = 0.5
 
@@ -101,9 +102,12 @@ class Pair:
             BusyError: it left, or says nothing.
             OSError: the volume failed.
         """
-        deadline = time.monotonic() + _PATIENCE
+        waited, looked = 0.0, time.monotonic()
         while (facts := _get(self.theirs, f"say-{self._learnt}")) is None:
-            if time.monotonic() > deadline:
+            # A machine that was stopped for a while has not listened for that long.
+            waited += min(time.monotonic() - looked, _LONGEST_LOOK)
+            looked = time.monotonic()
+            if waited > _PATIENCE:
                 raise _gone(f"said nothing for {_PATIENCE:.0f} s")
             if _left(self.theirs):
                 raise _gone("left in the middle")
