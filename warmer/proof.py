@@ -73,7 +73,7 @@ def prove(s: Situation, without: Container[Kind]) -> Proof:
         IntegrityError: an archive is not what its seal says.
         VolumeError: the volume or the warm dir failed.
     """
-    wanted = [kind for kind in KERNEL_KINDS if kind not in s.plan.unneeded]
+    wanted = [kind for kind in KERNEL_KINDS if kind in s.wanted.keys or kind in without]
     # Kernels do not depend on bytecode, and the handoff leaves its variables out.
     kinds = tuple(k for k in wanted if k != "bytecode" or _sealed(s, k, without))
     cold = [kind for kind in ("weights", *kinds) if not _sealed(s, kind, without)]

@@ -58,6 +58,14 @@ def test_a_warm_pod_is_proved_without_a_build(place):
     assert run(place).json["proof"] is None
 
 
+def test_without_a_gpu_what_there_is_is_proved(tmp_path):
+    with runs.place(tmp_path) as place:
+        result = place.run("prefill", "--json", "--prove")
+        assert result.code == 0, result
+        assert result.json["proof"]["answered"]
+        assert len(place.engine.starts) == 2
+
+
 def test_an_older_engine_is_not_given_a_flag_that_it_does_not_know(place, tmp_path):
     old = fakeengine.make_engine(
         tmp_path / "old", version="0.20.1", torch="2.13.0+cu130", cuda="13.0"

@@ -254,7 +254,7 @@ class Transfer:
             filled += count
             if self._stop.is_set():
                 raise _StoppedError
-        self._moved(path, filled)
+            self._moved(path, count)
         return buffer
 
     def _catch_up(self, fetch: _Fetch, buffer: memoryview) -> None:
