@@ -147,32 +147,6 @@ def test_a_plan_longer_than_a_file_may_be_is_no_lack_of_room(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_room_that_statvfs_promises_and_a_limit_withholds_is_refused(tmp_path):
-    """A quota, where this kernel has them."""
-    image, disk = tmp_path / "image", tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["truncate", "-s", "200M", image], check=True)
-    subprocess.run(["mkfs.ext4", "-qF", "-O", "quota", image], check=True)
-    words = ["mount", "-o", "loop,usrquota", image, disk]
-    if subprocess.run(words, stderr=subprocess.DEVNULL).returncode != 0:
-        pytest.skip("this kernel has no quotas")
-    try:
-        os.chmod(disk, 0o777)
-        subprocess.run(["setquota", "-u", "65534", "0", "20480", "0", "0", disk], check=True)
-
-        def as_somebody():
-            os.setuid(65534)
-            capacity.require(str(disk), 10 * MIB)
-            with pytest.raises(VolumeError) as caught:
-                capacity.require(str(disk), 30 * MIB)
-            assert caught.value.reason == "quota"
-            assert str(30 * MIB) in caught.value.message
-
-        assert not run_child(as_somebody)
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
-
-
 def test_a_volume_with_no_room_for_a_copy_of_what_was_left_fetches_anew(tmp_path, small_parts):
     """Or no run would ever get past what a killed one left."""
     with runs.tmpfs(str(tmp_path / "volume"), "190m") as volume:
