@@ -25,6 +25,7 @@ import structlog
 
 from warmer.doctor.findings import Finding
 from warmer.errors import TerminatedError, VolumeError
+from warmer.fill.process import python
 from warmer.layout import Volume
 from warmer.settings import LockUrl
 
@@ -44,12 +45,6 @@ _TAIL: Final = 1 << 14
 _HANGS: Final = (
     "it hangs: look at its server or its FUSE process, and at the node's kernel log; what this "
     "doctor leaves there is harmless, and a later one removes it"
-)
-
-# The parent's import path, so that the other one is the same warmer.
-_RUN: Final = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1));"
-    "from warmer.doctor import apart; apart.main(sys.argv[1:])"
 )
 
 _log = structlog.get_logger(__name__)
@@ -94,7 +89,7 @@ class _Other:
         held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _RUN, json.dumps(sys.path), words],
+                python("warmer.doctor.apart", words),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._complaints,

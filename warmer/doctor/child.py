@@ -19,6 +19,7 @@ from warmer.doctor import place, watching
 from warmer.errors import VolumeError, WarmerError
 from warmer.fill.locks import file
 from warmer.fill.locks.record import Owner
+from warmer.fill.process import python
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,12 +29,6 @@ _PATIENCE: Final = 60.0
 """Seconds for an answer: a lock of NFS may take a minute while its server restarts."""
 
 _GRACE: Final = 10.0
-
-# The parent's import path, so that the child is the same warmer.
-_RUN: Final = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1));"
-    "from warmer.doctor import child; child.main(sys.argv[1:])"
-)
 
 
 class Child:
@@ -50,7 +45,7 @@ class Child:
         held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _RUN, json.dumps(sys.path), act, *words],
+                python("warmer.doctor.child", act, *words),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,

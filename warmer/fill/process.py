@@ -8,6 +8,7 @@ warmer itself was killed.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -37,6 +38,21 @@ _LAUNCH: Final = (
 _WATCH: Final = (
     "import os, signal, sys;os.read(0, 1) or os.killpg(int(sys.argv[1]), signal.SIGKILL)"
 )
+
+
+def python(module: str, *words: str) -> list[str]:
+    """Make the command of another process of this very warmer, wherever that is imported from.
+
+    Args:
+        module: whose ``main`` is called with the words.
+        words: its arguments; whoever may list processes reads them.
+    """
+    package, _, name = module.rpartition(".")
+    run = (
+        "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1));"
+        f"from {package} import {name}; {name}.main(sys.argv[1:])"
+    )
+    return [sys.executable, "-I", "-c", run, json.dumps(sys.path), *words]
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ _EVERY: Final = 0.1
 """Seconds between two reports."""
 
 
-def main() -> None:
+def main(_words: list[str]) -> None:
     """Be a worker: the order is the first line of stdin."""
     heard, said = _pipes()
     line = heard.readline()

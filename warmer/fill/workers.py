@@ -18,7 +18,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 import traceback
 from collections import Counter
@@ -29,6 +28,7 @@ import structlog
 
 from warmer import errors
 from warmer.errors import SourceError, WarmerError
+from warmer.fill.process import python
 from warmer.fill.sources.retry import Patience
 from warmer.fill.transfer import Transfer
 from warmer.seal import SealedFile
@@ -56,11 +56,6 @@ _END: Final = 5.0
 _PATIENT: Final = {"AWS_METADATA_SERVICE_NUM_ATTEMPTS": "5", "AWS_METADATA_SERVICE_TIMEOUT": "2"}
 _CHUNK: Final = 1 << 16
 
-# The parent's import path, so that the child is the same warmer.
-_RUN: Final = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1));"
-    "from warmer.fill import worker; worker.main()"
-)
 _KILLED: Final = "raise the container's memory limit, or set --workers 1"
 _FAILED: Final = "what it printed says why; or set --workers 1"
 _log = structlog.get_logger(__name__)
@@ -175,7 +170,7 @@ class _Team:
         # A request to stop may come before it is known here: without an order it ends with us.
         try:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _RUN, json.dumps(sys.path)],
+                python("warmer.fill.worker"),
                 env=_PATIENT | dict(environment or os.environ),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
