@@ -12,7 +12,8 @@ import doctors
 import uml
 
 pytestmark = pytest.mark.skipif(not uml.available(), reason=uml.REASON)
-SCENARIO = Path(__file__).parent / "scenarios" / "join.py"
+SCENARIOS = Path(__file__).parent / "scenarios"
+SCENARIO = SCENARIOS / "join.py"
 CASES = {
     "4.1": {"vers": "4.1"},
     "3": {"vers": "3", "options": "nolock"},
@@ -76,3 +77,10 @@ def test_two_nodes_of_one_hostname_are_told_so(guests):
     for row in hostnames:
         assert row["verdict"] == "warn"
         assert "nfs4_unique_id" in row["hint"]
+
+
+def test_two_doctors_on_nfs_3_always_meet():
+    """What one does to the other's directory within a tick of its own change is still seen."""
+    how = {"vers": "3", "options": "nolock", "rounds": 60}
+    (result,) = uml.boot(SCENARIOS / "meetings.py", args=how, memory="512M", timeout=300).results
+    assert result["said"] == [["all"], ["all"]]

@@ -5,8 +5,9 @@ the other's, which it opens anew before every look, as NFS wants it. A card that
 two looks is a doctor that lives; what a killed one left never does.
 
 NFS knows by a directory's times that it changed. Two changes within one tick of the server's clock
-are one to it: who looked between them does not see the second until a third comes. So who has said
-something touches its directory a tick later, and again for as long as it waits.
+are one to it: who looked between them does not see the second until a third comes, and a change of
+its own is no third. So who has said something, or claimed the other, touches both directories a tick
+later, and again for as long as it waits.
 
 The one with the greater nonce claims the other: it makes the file ``partner`` in its own directory
 first, so that nobody claims it meanwhile, and then in the other's. ``O_EXCL`` lets one claim win.
@@ -130,6 +131,8 @@ class Pair:
 
     def _touch(self) -> None:
         os.utime(self.mine)
+        with contextlib.suppress(OSError):  # it left, or it is another user's
+            os.utime(self.theirs)
         self._touched = time.monotonic()
 
     def _touch_now_and_then(self) -> None:
