@@ -17,10 +17,11 @@ demo: $(VENV)/.ready  ## cold start, warm start, and the proof that it hit
 
 # What waits for leases and for NFS runs beside what computes; its log follows when both are done.
 WAITING := tests/doctor tests/nfs
+SUITE := $(BIN)/python tests/support/suite.py
 test: $(VENV)/.ready lint  ## every test, those with a real engine included
-	@$(BIN)/python -m pytest $(WAITING) >.waiting.log 2>&1 & waiting=$$!; \
+	@$(SUITE) waiting $(WAITING) >.waiting.log 2>&1 & waiting=$$!; \
 	trap 'kill $$waiting' INT TERM; \
-	$(BIN)/python -m pytest $(WAITING:%=--ignore=%); main=$$?; \
+	$(SUITE) main $(WAITING:%=--ignore=%); main=$$?; \
 	wait $$waiting; beside=$$?; cat .waiting.log; exit $$((main | beside))
 
 lint: $(VENV)/.ready  ## ruff, mypy --strict, import contracts
