@@ -8,15 +8,15 @@ import time
 import guest
 from nodes import VOLUME, Node, serve
 
+from warmer.doctor import pair, place
+from warmer.errors import BusyError
+from warmer.layout import Volume
+
 PATIENCE = 30.0
 
 
 def meet_over_and_over(name, other, rounds):
     """Be one of them; both begin each round at once, for their clocks' ticks to coincide."""
-    from warmer.doctor import pair, place
-    from warmer.errors import BusyError
-    from warmer.layout import Volume
-
     volume = Volume(VOLUME)
     for number in range(rounds):
         open(f"/run/{name}-{number}", "w").close()
