@@ -25,7 +25,7 @@ def plan(
     held: Inventory,
     *,
     sizes: Mapping[Kind, int] | None = None,
-    build: bool = True,
+    forbidden: str = "",
     left_out: Mapping[str, str] | None = None,
     saved: int = 0,
 ) -> Plan:
@@ -35,7 +35,7 @@ def plan(
         wanted: the pieces this pod needs.
         held: what is there.
         sizes: bytes still to move for kinds that are not sealed, where the source told.
-        build: whether kernels may be built here (``--compile=run``).
+        forbidden: why kernels may not be built here; empty where they may.
         left_out: files of the source that are not wanted, with the reason.
         saved: bytes of those files.
     """
@@ -46,8 +46,8 @@ def plan(
         if have.verdict == "sealed":
             if kind in KERNEL_KINDS and not have.restored:
                 steps.append(_restore(key, have))
-        elif kind in KERNEL_KINDS and not build:
-            without[kind] = f"{have.verdict}: {have.reason}; --compile=never builds none"
+        elif kind in KERNEL_KINDS and forbidden:
+            without[kind] = f"{have.verdict}: {have.reason}; {forbidden}"
         else:
             step = _fill(key, have, held, (sizes or {}).get(kind))
             if kind == "weights":

@@ -223,7 +223,8 @@ def _build_and_restore(situation: Situation, outcome: Outcome, claims: Claims) -
         for step in s.plan.steps:
             if step.action == "restore":
                 held = s.held.held[step.kind]
-                restore.restore(s.volume, s.warm, step.key, held.generation)
+                trust = s.settings.trust
+                restore.restore(s.volume, s.warm, step.key, held.generation, trust=trust)
                 outcome.bytes[step.kind] = held.size
     return s
 

@@ -133,7 +133,8 @@ def _sealed(s: Situation, kind: Kind, without: Container[Kind]) -> bool:
 def _restore(s: Situation, kinds: Sequence[Kind]) -> None:
     """Unpack what other pods will have, not what a build run here has left."""
     for kind in kinds:
-        restore.restore(s.volume, s.warm, s.wanted.keys[kind], s.held.held[kind].generation)
+        key, number = s.wanted.keys[kind], s.held.held[kind].generation
+        restore.restore(s.volume, s.warm, key, number, trust=s.settings.trust)
 
 
 def _strict(stack: Stack, argv: Sequence[str]) -> tuple[str, ...]:

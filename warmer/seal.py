@@ -51,6 +51,7 @@ class Seal:
         seconds: what filling took.
         files: every file, sorted by path.
         needs: kind → lowest generation of another piece it was built beside.
+        signatures: id of a key → its signature of the `statement`, in base64.
     """
 
     kind: str
@@ -63,11 +64,28 @@ class Seal:
     seconds: float
     files: tuple[SealedFile, ...]
     needs: Mapping[str, int] = field(default_factory=dict)
+    signatures: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(f.size for f in self.files)
+
+
+def statement(seal: Seal) -> bytes:
+    """What a signature is of: these bytes, in these files, are this piece under this key.
+
+    Not the number and not `needs`, which belong to one volume: a piece keeps its signatures where
+    it is copied.
+    """
+    record = {
+        "statement": "warmer piece",
+        "version": SCHEMA_VERSION,
+        "kind": seal.kind,
+        "key": seal.key,
+        "files": [[f.path, f.size, f.sha256] for f in sorted(seal.files)],
+    }
+    return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
 
 
 class ForeignSealError(Exception):
@@ -89,6 +107,8 @@ def encode(seal: Seal) -> bytes:
         "needs": dict(seal.needs),
         "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in seal.files],
     }
+    if seal.signatures:
+        record["signatures"] = dict(seal.signatures)
     return json.dumps(record, indent=1).encode() + b"\n"
 
 
@@ -122,6 +142,7 @@ def parse(data: bytes, *, where: str) -> Seal:
             seconds=float(record["seconds"]),
             files=tuple(_file(f) for f in record["files"]),
             needs={_text(k): _count(v) for k, v in record["needs"].items()},
+            signatures={_text(k): _text(v) for k, v in record.get("signatures", {}).items()},
         )
     except (ValueError, TypeError, KeyError, AttributeError) as exc:
         raise _malformed(where, f"{type(exc).__name__}: {exc}") from exc

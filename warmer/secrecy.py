@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 # "TOKEN" at the end only: inside a name it counts or configures, and vLLM hashes such names.
 _NAME: Final = re.compile(
-    r"TOKEN$|SECRET|PASSW(?:OR)?D|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE
+    r"TOKEN$|SECRET|PASSW(?:OR)?D|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|SIGNING_?KEY",
+    re.IGNORECASE,
 )
 _USERINFO: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _SHORTEST: Final = 6

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from warmer.errors import UsageError
 from warmer.model import KERNEL_KINDS, KINDS, Kind, ModelRef, OnMiss
 from warmer.selection import ENGINE, Selection
+from warmer.trust import ANYBODY, Trust
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,6 +99,7 @@ class Settings:
         me: how this process is named to waiters.
         vllm: path of the `vllm` command; None finds it.
         image: digest of the container image; part of the kernels' keys.
+        trust: whose kernels are restored, and as whom this warmer signs.
         environment: the process environment at start.
     """
 
@@ -120,7 +122,17 @@ class Settings:
     me: str = ""
     vllm: str | None = None
     image: str | None = None
+    trust: Trust = ANYBODY
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def forbidden(self) -> str:
+        """Why kernels may not be built here; empty where they may."""
+        if self.compile != "run":
+            return f"--compile={self.compile} builds none"
+        if self.trust.forbids_publishing:
+            return "--trusted-keys without --signing-key build none: nobody would trust them"
+        return ""
 
     def policy(self, kind: Kind) -> OnMiss:
         """What a missing piece means: weights fail the start, kernels let it be cold."""

@@ -120,7 +120,7 @@ def again(situation: Situation) -> Situation:
         VolumeError: the volume cannot be read.
     """
     s = situation
-    held = inventory.observe(s.volume, s.warm, s.wanted.keys)
+    held = inventory.observe(s.volume, s.warm, s.wanted.keys, trust=s.settings.trust)
     sizes: dict[Kind, int] = {}
     found = s.listing
     if held.held["weights"].verdict != "sealed":
@@ -141,7 +141,7 @@ def again(situation: Situation) -> Situation:
         s.wanted,
         held,
         sizes=sizes,
-        build=s.settings.compile == "run",
+        forbidden=s.settings.forbidden,
         left_out=found.left_out if found else {},
         saved=found.saved if found else 0,
     )

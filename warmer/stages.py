@@ -156,6 +156,7 @@ def _builder(s: Situation, stack: Stack) -> kernels.Builder:
         serve_argv=s.how.argv,
         environment=s.how.build_env,
         timeout=s.settings.engine_timeout,
+        trust=s.settings.trust,
     )
 
 
@@ -183,7 +184,9 @@ def _look(s: Situation, keys: Mapping[Kind, Key]) -> Mapping[Kind, Held]:
     deadline = time.monotonic() + _VISIBLE
     while True:
         try:
-            return inventory.observe(s.volume, s.warm, keys, neighbours=False).held
+            return inventory.observe(
+                s.volume, s.warm, keys, trust=s.settings.trust, neighbours=False
+            ).held
         except VolumeError as exc:
             if exc.reason != "stale-handle" or time.monotonic() > deadline:
                 raise

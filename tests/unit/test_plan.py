@@ -33,10 +33,10 @@ def actions(steps):
     return [(step.kind, step.action) for step in steps.steps]
 
 
-@pytest.mark.parametrize("build", [True, False])
-def test_a_warm_pods_plan_is_empty(build):
-    assert planned(WARM, build=build) == Plan(())
-    assert planned(WARM, build=build).empty
+@pytest.mark.parametrize("forbidden", ["", "why"])
+def test_a_warm_pods_plan_is_empty(forbidden):
+    assert planned(WARM, forbidden=forbidden) == Plan(())
+    assert planned(WARM, forbidden=forbidden).empty
 
 
 ROWS = [
@@ -53,7 +53,8 @@ ROWS = [
 @pytest.mark.parametrize(("verdict", "restored", "build", "outcome"), ROWS)
 def test_a_kernel_piece_is_built_restored_or_done_without(kind, verdict, restored, build, outcome):
     held = Held(verdict, "because", 3, 3, 100, restored=restored)
-    result = planned(WARM | {kind: held}, build=build)
+    forbidden = "" if build else "why"
+    result = planned(WARM | {kind: held}, forbidden=forbidden)
     expected = [] if outcome in ("nothing", "without") else [(kind, outcome)]
     assert actions(result) == expected
     assert list(result.without) == ([kind] if outcome == "without" else [])
@@ -68,10 +69,10 @@ def test_what_is_unneeded_is_told_and_leaves_the_plan_warm():
     assert result.empty
 
 
-@pytest.mark.parametrize("build", [True, False])
+@pytest.mark.parametrize("forbidden", ["", "why"])
 @pytest.mark.parametrize("verdict", ["sealed", *UNUSABLE])
-def test_weights_are_downloaded_whenever_they_are_not_sealed(verdict, build):
-    result = planned(WARM | {"weights": Held(verdict, "because")}, build=build)
+def test_weights_are_downloaded_whenever_they_are_not_sealed(verdict, forbidden):
+    result = planned(WARM | {"weights": Held(verdict, "because")}, forbidden=forbidden)
     assert actions(result) == ([] if verdict == "sealed" else [("weights", "download")])
     assert result.without == {}
 
@@ -140,7 +141,10 @@ def test_a_miss_names_the_factors_on_which_the_nearest_differs(verdict, near, re
 
 
 def test_a_piece_that_may_not_be_built_is_done_without_and_the_reason_says_why():
-    result = planned(WARM | {"jit": Held("corrupt", "a has not its size")}, build=False)
+    result = planned(
+        WARM | {"jit": Held("corrupt", "a has not its size")},
+        forbidden="--compile=never builds none",
+    )
     assert result.without == {"jit": "corrupt: a has not its size; --compile=never builds none"}
 
 
@@ -152,5 +156,7 @@ def test_what_cannot_be_had_here_stays_in_the_plan_and_needs_no_step():
 
 def test_planning_changes_nothing_it_is_given():
     without = {}
-    planned(WARM | {"jit": Held("absent", "")}, without=without, build=False)
+    planned(
+        WARM | {"jit": Held("absent", "")}, without=without, forbidden="--compile=never builds none"
+    )
     assert without == {}

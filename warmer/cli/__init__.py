@@ -24,6 +24,7 @@ VERBS: Final = {
     "check": ("warmer.cli.check", "Readiness: is everything this pod needs sealed and restored?"),
     "doctor": ("warmer.cli.doctor", "Try what this mount and this lock can do."),
     "gc": ("warmer.cli.gc", "Remove what nothing needs: hide it first, remove it later."),
+    "keygen": ("warmer.cli.keygen", "Make a key to sign kernels with."),
     "plan": ("warmer.cli.plan", "Say what is missing and why; change nothing."),
     "prefill": ("warmer.cli.prefill", "Fill what is missing, restore it, write the handoff."),
     "report": ("warmer.cli.report", "Phase table of a start, alone or beside a cold one."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from warmer import argv, freedoms, settings
+from warmer import argv, freedoms, settings, trust
 from warmer.errors import UsageError
 from warmer.settings import Settings
 
@@ -142,6 +142,18 @@ _COMMON: Final = (
         help="Build missing kernels by running the engine once here, or never.",
     ),
     option(
+        "--trusted-keys",
+        metavar="FILE",
+        help="Ed25519 public keys, PEM: kernels that none of them signed are never restored. The "
+        "variable may hold the keys themselves.",
+    ),
+    option(
+        "--signing-key",
+        metavar="FILE",
+        help="Ed25519 private key, PEM: sign what is built here; trusted where no --trusted-keys "
+        "are given. The variable may hold the key itself.",
+    ),
+    option(
         "--include",
         multiple=True,
         metavar="PATTERN",
@@ -256,6 +268,7 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
             direct=bool(values.get("direct")), keep_cached=not values.get("no_page_cache")
         ),
         prove=bool(values.get("prove")),
+        trust=trust.load(values.get("signing_key"), values.get("trusted_keys")),
         me=me(),
         environment={n: v for n, v in environment.items() if not freedoms.service_link(n, v)},
         **chosen,

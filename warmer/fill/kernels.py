@@ -17,6 +17,7 @@ import structlog
 from warmer.errors import VolumeError, WarmerError, using
 from warmer.fill import bytecode, engine, restore, stagings, trees
 from warmer.observe import numbers
+from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from warmer.fill.locks import Grant
     from warmer.layout import Volume, WarmDir
     from warmer.model import Held, Key, Kind
+    from warmer.trust import Trust
 
 _log = structlog.get_logger(__name__)
 _SHARED: Final = ("flashinfer", "jit")
@@ -41,6 +43,7 @@ class Builder:
         serve_argv: the user's `vllm serve` arguments.
         environment: the whole environment of the engine.
         timeout: seconds until it must answer.
+        trust: whose kernels it builds upon, and as whom it signs what it built.
     """
 
     command: Sequence[str]
@@ -49,6 +52,7 @@ class Builder:
     serve_argv: Sequence[str]
     environment: Mapping[str, str]
     timeout: float
+    trust: Trust = ANYBODY
 
 
 def build(
@@ -94,7 +98,7 @@ def build(
     stagings.sweep(volume, compiled, grant)
     try:
         for kind, key in keys.items():
-            trees.prepare(volume, warm, key, held[kind])
+            trees.prepare(volume, warm, key, held[kind], trust=builder.trust)
         run = engine.run(
             command=builder.command,
             model_path=builder.model_path,
@@ -111,7 +115,13 @@ def build(
         seconds = time.monotonic() - started
         needs = {
             kind: trees.publish_shared(
-                volume, warm, keys[kind], claims=claims, wait=wait, seconds=seconds
+                volume,
+                warm,
+                keys[kind],
+                claims=claims,
+                wait=wait,
+                seconds=seconds,
+                trust=builder.trust,
             )
             for kind in _SHARED
             if kind in keys
@@ -120,7 +130,14 @@ def build(
             key = keys["bytecode"]
             _add_bytecode(volume, warm, key, builder=builder, claims=claims, wait=wait)
         trees.publish_tree(
-            volume, warm, compiled, grant=grant, after=after, seconds=seconds, needs=needs
+            volume,
+            warm,
+            compiled,
+            grant=grant,
+            after=after,
+            seconds=seconds,
+            needs=needs,
+            trust=builder.trust,
         )
     except BaseException:
         # What a run that failed left behind may be torn: no server may load it. What cannot be
@@ -155,7 +172,9 @@ def build_bytecode(
         )
         _by_content(warm, builder)
         seconds = time.monotonic() - started
-        trees.publish_tree(volume, warm, key, grant=grant, after=after, seconds=seconds)
+        trees.publish_tree(
+            volume, warm, key, grant=grant, after=after, seconds=seconds, trust=builder.trust
+        )
     except BaseException:
         with contextlib.suppress(VolumeError):
             restore.forget(warm, key.kind)
@@ -169,7 +188,9 @@ def _add_bytecode(
     try:
         _by_content(warm, builder)
         # No seconds: the run's are not what filling this piece alone takes.
-        trees.publish_shared(volume, warm, key, claims=claims, wait=wait, seconds=0.0)
+        trees.publish_shared(
+            volume, warm, key, claims=claims, wait=wait, seconds=0.0, trust=builder.trust
+        )
     except WarmerError as exc:
         _log.warning("no bytecode of this run is published", failure=exc.message, hint=exc.hint)
         restore.forget(warm, key.kind)

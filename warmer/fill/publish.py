@@ -21,6 +21,7 @@ tree is never changed: readers map its files.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -34,6 +35,7 @@ from warmer.errors import BusyError, IntegrityError, using
 from warmer.fill import locks
 from warmer.layout import KEY, SEAL
 from warmer.observe import inventory, numbers
+from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from warmer.fill.stagings import Staging
     from warmer.layout import Volume
     from warmer.model import Key
+    from warmer.trust import Trust
 
 _PLACE: Final = "the volume"
 _TAKEN: Final = (errno.ENOTEMPTY, errno.EEXIST)
@@ -72,6 +75,7 @@ def publish(
     source: str,
     seconds: float,
     needs: Mapping[str, int] | None = None,
+    trust: Trust = ANYBODY,
 ) -> int:
     """Publish what is staged as the generation after `after`.
 
@@ -85,6 +89,7 @@ def publish(
         source: where the bytes came from; no credentials.
         seconds: what filling took.
         needs: kind → generation of another piece this one was built beside.
+        trust: as whom the seal is signed.
 
     Returns:
         The generation's number.
@@ -110,6 +115,7 @@ def publish(
             files=tuple(sorted((*files, factors))),
             needs=dict(needs or {}),
         )
+        record = dataclasses.replace(record, signatures=trust.sign(seal.statement(record)))
         for file in record.files:
             _flush(os.path.join(staging.path, file.path), size=file.size)
         _write(os.path.join(staging.path, SEAL), seal.encode(record))

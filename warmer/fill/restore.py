@@ -15,37 +15,59 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
+from warmer import seal
 from warmer.errors import IntegrityError, using
 from warmer.fill import archive, members
 from warmer.layout import MANIFEST
 from warmer.observe import inventory
 from warmer.seal import ForeignSealError, Seal
+from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
     from warmer.layout import Volume, WarmDir
     from warmer.model import Key, Kind
+    from warmer.trust import Trust
 
 _SIDE_BY_SIDE: Final = 8
 
 
-def read_manifest(volume: Volume, key: Key, generation: int) -> tuple[members.Manifest, str]:
-    """Read a published generation's manifest, checked against its seal.
+def read_manifest(
+    volume: Volume, key: Key, generation: int, *, trust: Trust = ANYBODY
+) -> tuple[members.Manifest, str]:
+    """Read a published generation's manifest, checked against its seal, and that by who signed it.
 
     Returns:
         The manifest, and the sha256 of the seal it was checked against.
 
     Raises:
-        IntegrityError: it is not what the seal says.
+        IntegrityError: it is not what the seal says, or nobody who is trusted says it.
         VolumeError: the volume failed.
     """
+    _, manifest, seal_sha256 = _read(volume, key, generation, trust)
+    return manifest, seal_sha256
+
+
+def _read(
+    volume: Volume, key: Key, generation: int, trust: Trust
+) -> tuple[Seal, members.Manifest, str]:
+    """Read the seal once, and what it says of the manifest."""
     directory = volume.generation(key.kind, key.digest, generation)
     with using("the volume"):
         record, seal_data = inventory.read_seal(directory)
         path = os.path.join(directory, MANIFEST)
         with open(path, "rb") as f:
             data = f.read()
+    why = trust.objection(seal.statement(record), record.signatures)
+    if (record.kind, record.key) != (key.kind, key.digest):
+        why = "its seal is that of another piece"
+    if why:
+        raise IntegrityError(
+            f"got {directory}, which is not trusted ({why}), expected a signed piece",
+            reason="signature-rejected",
+            hint="run `warmer prefill` with --signing-key, which publishes a signed one",
+        )
     _compare(path, hashlib.sha256(data).hexdigest(), record)
-    return members.parse(data, where=path), hashlib.sha256(seal_data).hexdigest()
+    return record, members.parse(data, where=path), hashlib.sha256(seal_data).hexdigest()
 
 
 def _compare(path: str, sha256: str, record: Seal) -> None:
@@ -81,20 +103,22 @@ def intact(volume: Volume, key: Key, generation: int) -> bool:
     return True
 
 
-def restore(volume: Volume, warm: WarmDir, key: Key, generation: int) -> members.Manifest:
+def restore(
+    volume: Volume, warm: WarmDir, key: Key, generation: int, *, trust: Trust = ANYBODY
+) -> members.Manifest:
     """Unpack a generation into the warm dir and record it.
 
     Returns:
         What the tree now holds.
 
     Raises:
-        IntegrityError: the archive is not what its seal says; the old tree stays.
+        IntegrityError: the archive is not what its seal says, or nobody who is trusted says it; the
+            old tree stays.
         VolumeError: the volume or the warm dir failed.
     """
-    manifest, seal_sha256 = read_manifest(volume, key, generation)
+    sealed, manifest, seal_sha256 = _read(volume, key, generation, trust)
     directory = volume.generation(key.kind, key.digest, generation)
     with using("the volume"):  # nothing parses bytes that nobody vouches for
-        sealed, _ = inventory.read_seal(directory)
         names = [file.path for file in sealed.files if archive.is_one(file.path)]
         sources = [os.path.join(directory, name) for name in names]
         with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:

@@ -19,6 +19,7 @@ from warmer.fill import archive, members, publish, restore, stagings
 from warmer.layout import ARCHIVE, MANIFEST, SEAL
 from warmer.observe import inventory, numbers
 from warmer.seal import SealedFile
+from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,17 +28,18 @@ if TYPE_CHECKING:
     from warmer.fill.locks import Grant
     from warmer.layout import Volume, WarmDir
     from warmer.model import Held, Key
+    from warmer.trust import Trust
 
 _log = structlog.get_logger(__name__)
 
 
-def prepare(volume: Volume, warm: WarmDir, key: Key, held: Held) -> None:
+def prepare(volume: Volume, warm: WarmDir, key: Key, held: Held, *, trust: Trust = ANYBODY) -> None:
     """Bring the kind's tree to what is sealed, or to nothing, and record neither.
 
     Until the run has ended well, the tree is no piece: a record would outlive a kill.
     """
     if held.verdict in ("sealed", "stale"):
-        restore.restore(volume, warm, key, held.generation)
+        restore.restore(volume, warm, key, held.generation, trust=trust)
         restore.distrust(warm, key.kind)
         return
     restore.forget(warm, key.kind)
@@ -46,7 +48,14 @@ def prepare(volume: Volume, warm: WarmDir, key: Key, held: Held) -> None:
 
 
 def publish_shared(
-    volume: Volume, warm: WarmDir, key: Key, *, claims: Claims, wait: float, seconds: float
+    volume: Volume,
+    warm: WarmDir,
+    key: Key,
+    *,
+    claims: Claims,
+    wait: float,
+    seconds: float,
+    trust: Trust = ANYBODY,
 ) -> int:
     """Publish a shared kind if the run added to it; return the generation that now holds it.
 
@@ -58,19 +67,29 @@ def publish_shared(
         with using("the volume"):
             after = numbers.highest_taken(volume, key.kind, key.digest)
         stagings.sweep(volume, key, grant)
-        held = inventory.observe(volume, warm, {key.kind: key}, neighbours=False).held[key.kind]
+        look = inventory.observe(volume, warm, {key.kind: key}, trust=trust, neighbours=False)
+        held = look.held[key.kind]
         if held.verdict == "sealed":
             mine = set(_scan(warm, key).members)
-            theirs, seal_sha256 = restore.read_manifest(volume, key, held.generation)
-            _merge(volume, warm, key, held.generation, added=mine - theirs.members.keys())
+            theirs, seal_sha256 = restore.read_manifest(volume, key, held.generation, trust=trust)
+            added = mine - theirs.members.keys()
+            _merge(volume, warm, key, held.generation, added=added, trust=trust)
             if mine <= theirs.members.keys():
                 restore.record(warm, key, held.generation, seal_sha256)
                 return held.generation
-        return publish_tree(volume, warm, key, grant=grant, after=after, seconds=seconds)
+        return publish_tree(
+            volume, warm, key, grant=grant, after=after, seconds=seconds, trust=trust
+        )
 
 
 def _merge(
-    volume: Volume, warm: WarmDir, key: Key, generation: int, *, added: Iterable[str]
+    volume: Volume,
+    warm: WarmDir,
+    key: Key,
+    generation: int,
+    *,
+    added: Iterable[str],
+    trust: Trust,
 ) -> None:
     """Make the tree a published generation plus the files that only this run has."""
     tree = warm.tree(key.kind)
@@ -78,7 +97,7 @@ def _merge(
     try:
         with using("the warm dir"):
             os.rename(tree, mine)
-        restore.restore(volume, warm, key, generation)
+        restore.restore(volume, warm, key, generation, trust=trust)
         restore.distrust(warm, key.kind)
         with using("the warm dir"):
             for path in added:
@@ -102,6 +121,7 @@ def publish_tree(
     after: int,
     seconds: float,
     needs: Mapping[str, int] | None = None,
+    trust: Trust = ANYBODY,
 ) -> int:
     """Publish the kind's tree as it is, and record that it is what the generation holds."""
     staging = stagings.begin(volume, key)
@@ -123,6 +143,7 @@ def publish_tree(
             source="engine run",
             seconds=seconds,
             needs=needs,
+            trust=trust,
         )
     with (
         using("the volume"),

@@ -18,9 +18,12 @@ from warmer.errors import IntegrityError, VolumeError, using
 from warmer.layout import KEY, SEAL, Volume, WarmDir
 from warmer.model import KERNEL_KINDS, Held, Inventory, Key, Kind, Nearest
 from warmer.observe import numbers
+from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from warmer.trust import Trust
 
 _UNREADABLE: Final = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 _LOOKS: Final = 3
@@ -44,7 +47,12 @@ def require(volume: Volume) -> None:
 
 
 def observe(
-    volume: Volume, warm: WarmDir, wanted: Mapping[Kind, Key], *, neighbours: bool = True
+    volume: Volume,
+    warm: WarmDir,
+    wanted: Mapping[Kind, Key],
+    *,
+    trust: Trust = ANYBODY,
+    neighbours: bool = True,
 ) -> Inventory:
     """Judge every wanted piece.
 
@@ -52,6 +60,7 @@ def observe(
         volume: where to look.
         warm: for what is restored.
         wanted: the keys.
+        trust: whose kernels count.
         neighbours: whether to read other keys too, for explanations and predictions; waiters
             that look again and again do not.
 
@@ -59,7 +68,7 @@ def observe(
         VolumeError: the volume cannot be read.
     """
     with using("the volume"):
-        held = _judge_all(volume, wanted)
+        held = _judge_all(volume, wanted, trust)
         nearest: dict[Kind, Nearest] = {}
         rates: dict[Kind, float] = {}
         for kind, key in wanted.items():
@@ -77,12 +86,12 @@ def observe(
     return Inventory(held, nearest, rates)
 
 
-def _judge_all(volume: Volume, wanted: Mapping[Kind, Key]) -> dict[Kind, Held]:
+def _judge_all(volume: Volume, wanted: Mapping[Kind, Key], trust: Trust) -> dict[Kind, Held]:
     """Judge every piece; a name that goes stale while it is looked at is looked at anew."""
     for left in reversed(range(_LOOKS)):
         seals: dict[Kind, seal.Seal] = {}
         try:
-            held = {kind: _judge(volume, key, seals) for kind, key in wanted.items()}
+            held = {kind: _judge(volume, key, trust, seals) for kind, key in wanted.items()}
         except OSError as exc:
             if exc.errno != errno.ESTALE or not left:
                 raise
@@ -106,9 +115,9 @@ def read_seal(directory: str) -> tuple[seal.Seal, bytes]:
 
 
 def judge_generation(  # noqa: PLR0911 - one return per verdict reads best
-    volume: Volume, key: Key, number: int
+    volume: Volume, key: Key, number: int, trust: Trust = ANYBODY
 ) -> tuple[Held, seal.Seal | None]:
-    """Judge one published generation by its seal and the sizes of its files."""
+    """Judge one published generation by its seal, who signed it, and the sizes of its files."""
     directory = volume.generation(key.kind, key.digest, number)
     try:
         record, data = read_seal(directory)
@@ -125,10 +134,8 @@ def judge_generation(  # noqa: PLR0911 - one return per verdict reads best
             raise
         # Kernels that cannot be read are kernels that are missing, not a reason not to start.
         return Held("corrupt", f"generation {number} cannot be read: {exc.strerror}", number), None
-    if (record.kind, record.key, record.generation) != (key.kind, key.digest, number):
-        return Held(
-            "foreign", f"generation {number} carries the seal of another piece", number
-        ), None
+    if why := _objection(record, key, number, trust):
+        return Held("foreign", f"generation {number} {why}", number), None
     missing, wrong = _broken(directory, record)
     common: dict[str, Any] = {
         "generation": number,
@@ -145,13 +152,22 @@ def judge_generation(  # noqa: PLR0911 - one return per verdict reads best
     return Held("sealed", f"generation {number}", **common), record
 
 
-def _judge(volume: Volume, key: Key, seals: dict[Kind, seal.Seal]) -> Held:
+def _objection(record: seal.Seal, key: Key, number: int, trust: Trust) -> str:
+    if (record.kind, record.key, record.generation) != (key.kind, key.digest, number):
+        return "carries the seal of another piece"
+    if key.kind not in KERNEL_KINDS:
+        return ""
+    why = trust.objection(seal.statement(record), record.signatures)
+    return f"is not trusted: {why}" if why else ""
+
+
+def _judge(volume: Volume, key: Key, trust: Trust, seals: dict[Kind, seal.Seal]) -> Held:
     there = numbers.generations(volume, key.kind, key.digest)
     if not there:
         return Held("absent", "nothing is published under this key")
     worst: Held | None = None
     for number in there:
-        held, record = judge_generation(volume, key, number)
+        held, record = judge_generation(volume, key, number, trust)
         if held.verdict == "sealed" and record is not None:
             seals[key.kind] = record
             return held
