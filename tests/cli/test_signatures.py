@@ -211,4 +211,3 @@ def test_keygen_says_what_it_made_and_replaces_nothing(tmp_path):
     runs.failed(again, 2, "key-exists", compared=True)
     argv[-1] = str(tmp_path / "nowhere" / "key")
     runs.failed(runs.finish(runs.spawn(argv, env)), 6, "missing", compared=False)
-

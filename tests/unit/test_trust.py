@@ -83,6 +83,16 @@ def test_a_signature_is_of_the_kind_the_key_and_every_file(key, changed):
     assert "not one of what it states" in objection(trust.load(key, None), record)
 
 
+def test_what_is_signed_is_what_the_page_says():
+    assert (
+        seal.statement(replace(SEAL, files=FILES[::-1]))
+        == (
+            f'{{"files":[["key.json",2,"{"a" * 64}"],["tree.tar.zst",9,"{"b" * 64}"]],'
+            f'"key":"{"k" * 64}","kind":"jit","statement":"warmer piece","version":1}}'
+        ).encode()
+    )
+
+
 def test_a_signature_holds_wherever_the_piece_is_copied_to(key):
     moved = replace(signed(key), generation=7, nonce="m", needs={"jit": 2}, files=FILES[::-1])
     assert objection(trust.load(key, None), moved) == ""
