@@ -224,13 +224,22 @@ def make_disk(path, size="256M"):
 
 @contextlib.contextmanager
 def mounted(image, at):
-    """Mount an image here, which replays its journal as the next boot would; yields `at`."""
+    """Mount an image here, which replays its journal as the next boot would; yields `at`.
+
+    By a device of its own: ``mount -o loop`` takes one that is still there from the last time, and
+    shows what that one remembers instead of what a guest has written to the image meanwhile.
+    """
     os.makedirs(at, exist_ok=True)
-    _run("mount", "-o", "loop", image, at)
+    losetup = ["losetup", "--find", "--show", str(image)]
+    device = subprocess.run(losetup, check=True, timeout=60, capture_output=True, text=True)
     try:
-        yield str(at)
+        _run("mount", device.stdout.strip(), at)
+        try:
+            yield str(at)
+        finally:
+            _run("umount", at)
     finally:
-        _run("umount", at)
+        _run("losetup", "--detach", device.stdout.strip())
 
 
 def _run(*command):
