@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ASSUMED_RATE: Final = 200e6
 """Bytes per second taken for a download where the volume has no record of one."""
+_DERIVED: Final = ("argv.", "env.")
 UNPREDICTED: Final = 600.0
 """Seconds to wait for a step of which nothing is known; chosen, not measured."""
 
@@ -111,6 +112,9 @@ def _why(have: Held, held: Inventory, kind: Kind) -> str:
     nearest = held.nearest.get(kind)
     if have.verdict != "absent" or nearest is None or not nearest.differences:
         return have.reason
-    names = [d.factor for d in nearest.differences]
+    # Flags and variables come last: many of them may follow from the versions and the machine.
+    names = sorted(
+        (d.factor for d in nearest.differences), key=lambda name: name.startswith(_DERIVED)
+    )
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"{have.reason}; the nearest differs in {shown}"

@@ -31,7 +31,8 @@ def plan(place, serve=SERVE, env=None):
     (step,) = result.json["steps"]
     assert (step["kind"], step["action"], step["verdict"]) == ("compile", "build", "absent")
     differences = step["nearest"]["differences"]
-    assert all(d["factor"] in step["reason"] for d in differences[:4])
+    names = [d["factor"] for d in differences]
+    assert sum(name in step["reason"] for name in names) >= min(4, len(names))
     return {d["factor"]: (d["wanted"], d["held"]) for d in differences}
 
 
