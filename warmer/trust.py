@@ -145,19 +145,21 @@ def key_id(public: bytes) -> str:
 
 
 def _text(value: str, flag: str) -> str:
-    if value.lstrip().startswith("-----BEGIN"):
+    if "-----BEGIN" in value:
         return value
     try:
         with open(value, encoding="ascii") as f:
             return f.read()
-    except OSError as exc:
+    except UnicodeDecodeError as exc:
+        raise _not_a_key(flag, "other bytes than text") from exc
+    except (OSError, ValueError) as exc:
+        # Not the value: it may be a key without its first line.
+        why = exc.strerror if isinstance(exc, OSError) else "no path at all"
         raise UsageError(
-            f"got {flag} {value}, expected a readable file ({exc.strerror})",
+            f"got {flag} that cannot be opened ({why}), expected a readable file, or PEM",
             reason="no-key-file",
             hint="`warmer keygen FILE` makes one; mount it where warmer runs",
-        ) from exc
-    except UnicodeDecodeError as exc:
-        raise _not_a_key(flag, value) from exc
+        ) from None
 
 
 def _public_keys(text: str, flag: str) -> list[bytes]:

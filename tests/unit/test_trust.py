@@ -173,9 +173,11 @@ def test_no_private_key_is_shown(key):
     assert "".join(text.split("\n")[1:2]) not in refused("bad-key", signing_key=text)
 
 
-def test_a_file_that_is_not_there_is_named():
+def test_a_file_that_is_not_there_is_told_but_not_the_value_which_may_be_a_secret(key):
+    half = read(key).split("\n")[1]
     for flag in ("signing_key", "trusted_keys"):
-        refused("no-key-file", "/nowhere/key", **{flag: "/nowhere/key"})
+        for value in ("/nowhere/key", half, half * 9, "a\0b"):
+            assert value not in refused("no-key-file", flag.replace("_", "-"), **{flag: value})
 
 
 @pytest.mark.parametrize("data", [b"", b"text\n", b"\xff\xfe", b"-----BEGIN PUBLIC KEY-----\nAA\n"])
