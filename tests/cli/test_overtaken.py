@@ -50,8 +50,8 @@ def test_a_generation_published_during_the_restore_is_handed_off_as_it_is_restor
     unpack = restore.restore
     published = []
 
-    def overtaken(volume, warm, key, generation):
-        manifest = unpack(volume, warm, key, generation)
+    def overtaken(volume, warm, key, generation, **how):
+        manifest = unpack(volume, warm, key, generation, **how)
         if key.kind == "jit" and not published:
             tree = tmp_path / "theirs"
             shutil.copytree(warm.tree("jit"), tree)
