@@ -72,7 +72,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         elif word.startswith("--warm-dir="):
             warm_dir = word.partition("=")[2]
         else:
-            return _usage(f"got {word!r}, expected an option of warmer check", as_json)
+            return _usage(f"got {word.split('=')[0]!r}, expected an option of check", as_json)
     if not os.path.isabs(warm_dir):
         return _usage(f"got --warm-dir {warm_dir!r}, expected an absolute path", as_json)
     rows, code = check(warm_dir, deep)

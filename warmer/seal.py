@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SCHEMA_VERSION: Final = 1
+_MOST: Final = 1 << 63
+_SHOWN: Final = 300
 _HEX: Final = frozenset("0123456789abcdef")
 
 
@@ -139,13 +141,13 @@ def parse(data: bytes, *, where: str) -> Seal:
             created=_text(record["created"]),
             by=_text(record["by"]),
             source=_text(record["source"]),
-            seconds=float(record["seconds"]),
+            seconds=_seconds(record["seconds"]),
             files=tuple(_file(f) for f in record["files"]),
             needs={_text(k): _count(v) for k, v in record["needs"].items()},
             signatures={_text(k): _text(v) for k, v in record.get("signatures", {}).items()},
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
-        raise _malformed(where, f"{type(exc).__name__}: {exc}") from exc
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as exc:
+        raise _malformed(where, f"{type(exc).__name__}: {exc}"[:_SHOWN]) from exc
 
 
 def safe_path(path: str) -> bool:
@@ -177,9 +179,16 @@ def _text(value: Any) -> str:
 
 
 def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise TypeError(f"got {value!r}, expected a count")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST:
+        raise TypeError("got something else, expected a count below 2**63")
     return value
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not 0 <= seconds < _MOST:
+        raise ValueError("got no number of seconds")
+    return seconds
 
 
 def _malformed(where: str, what: str) -> IntegrityError:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _PEM: Final = re.compile(r"-----BEGIN ([A-Z ]+)-----.*?-----END \1-----", re.DOTALL)
+_KEY_ID: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
+_SHOWN: Final = 3
 _PRIVATE: Final = "an Ed25519 private key in PEM, without a password"
 _PUBLIC: Final = "Ed25519 public keys in PEM, one after the other"
 
@@ -67,7 +69,8 @@ class Trust:
 
         ours = signatures.keys() & self.keys.keys()
         if not ours:
-            return f"none of --trusted-keys signed it, but {', '.join(sorted(signatures))}"
+            named = sorted(name for name in signatures if _KEY_ID.fullmatch(name))[:_SHOWN]
+            return f"none of --trusted-keys signed it, but {', '.join(named) or 'nobody known'}"
         for name in sorted(ours):
             key = ed25519.Ed25519PublicKey.from_public_bytes(self.keys[name])
             try:
@@ -177,6 +180,8 @@ def _public_keys(text: str, flag: str) -> list[bytes]:
         found.append(key.public_bytes_raw())
     if not found:
         raise _not_a_key(flag, "no PEM at all")
+    if text.count("-----BEGIN") != len(found):
+        raise _not_a_key(flag, "a key that is cut off")
     return found
 
 

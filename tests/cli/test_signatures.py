@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -211,3 +212,46 @@ def test_keygen_says_what_it_made_and_replaces_nothing(tmp_path):
     runs.failed(again, 2, "key-exists", compared=True)
     argv[-1] = str(tmp_path / "nowhere" / "key")
     runs.failed(runs.finish(runs.spawn(argv, env)), 6, "missing", compared=False)
+
+
+@pytest.mark.parametrize("name", ["WARMER_TRUSTED_KEYS", "WARMER_SIGNING_KEY"])
+def test_an_empty_variable_does_not_mean_that_anybody_is_trusted(unsigned, name):
+    for value in ("", " \n"):
+        done = unsigned.run("plan", "--json", env={name: value})
+        runs.failed(done, 2, "empty-key", name)
+
+
+def test_the_server_is_not_given_the_signing_key(signed, keys, tmp_path):
+    pod = another_pod(signed, tmp_path)
+    with open(keys[0], encoding="ascii") as f:
+        env = {"WARMER_SIGNING_KEY": f.read()}
+    pod.warmed(env=env)
+    shown = tmp_path / "bin"
+    shown.mkdir()
+    script = Path(pod.warm, "handoff", "serve").read_text(encoding="utf-8")
+    assert "unset WARMER_SIGNING_KEY" in script
+    head = script.partition("known=")[0]
+    done = subprocess.run(["sh", "-c", head + "env"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "WARMER_SIGNING_KEY" not in done.stdout
+
+
+def test_a_key_in_a_config_file_that_is_no_word_is_not_shown(unsigned, keys, tmp_path):
+    with open(keys[0], encoding="ascii") as f:
+        text = f.read()
+    config = tmp_path / "warmer.yaml"
+    config.write_text(json.dumps({"signing-key": [text]}))
+    done = unsigned.run("plan", "--json", "--config", str(config))
+    assert done.code == 2
+    assert text.splitlines()[1] not in done.out + done.err
+
+
+def test_a_seal_of_another_format_at_the_restore_is_5(signed, tmp_path):
+    pod = another_pod(signed, tmp_path)
+    (top,) = pod.generations("compile")
+    seal = json.loads(Path(top, "seal.json").read_bytes())
+    Path(top, "seal.json").write_text(json.dumps(seal | {"schema_version": 99}))
+    key = Key.known("compile", top.split("/")[-2])
+    with pytest.raises(IntegrityError) as caught:
+        restore.restore(Volume(pod.volume), WarmDir(f"{tmp_path}/warm"), key, 1)
+    assert caught.value.reason == "foreign-seal"

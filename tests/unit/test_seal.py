@@ -1,6 +1,7 @@
 """The seal's wire format (`warmer.seal`): what is read back, what is foreign, what is corrupt."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -146,3 +147,27 @@ def test_a_path_inside_is_safe(path):
 )
 def test_a_path_that_leaves_or_has_another_spelling_is_not_safe(path):
     assert not safe_path(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seconds", 10**400),
+        ("seconds", float("inf")),
+        ("seconds", float("nan")),
+        ("seconds", -1),
+        ("generation", 10**400),
+        ("needs", {"jit": 1 << 63}),
+        ("files", [{"path": "a", "size": 10**400, "sha256": "a" * 64}]),
+        ("signatures", ["a"]),
+        ("signatures", None),
+        ("signatures", {"a": 1}),
+    ],
+    ids=itertools.count(),
+)
+def test_numbers_beyond_reason_and_odd_signatures_are_malformed(field, value):
+    record = json.loads(encode(SEAL)) | {field: value}
+    with pytest.raises(IntegrityError) as caught:
+        parse(json.dumps(record).encode(), where="here")
+    assert caught.value.reason == "malformed-seal"
+    assert len(caught.value.message) < 500

@@ -211,3 +211,15 @@ def test_keys_of_openssl_are_read_and_those_of_another_kind_refused(tmp_path, ke
     refused("bad-key", "Ed448", trusted_keys=str(tmp_path / "other.pub"))
     openssl("pkey", "-in", key, "-aes256", "-passout", "pass:secret", "-out", "locked")
     refused("bad-key", "without a password", signing_key=str(tmp_path / "locked"))
+
+
+def test_a_key_that_is_cut_off_is_told_and_not_left_out(key, other):
+    text = read(f"{key}.pub") + read(f"{other}.pub")[:40]
+    refused("bad-key", "cut off", trusted_keys=text)
+
+
+def test_names_that_are_no_key_ids_are_not_shown(key):
+    record = replace(SEAL, signatures={"\ud800\x1b[31m": "x", "a" * 10**6: "y"})
+    why = objection(trust.load(key, None), record)
+    assert why.isprintable()
+    assert len(why) < 100

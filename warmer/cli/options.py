@@ -10,6 +10,7 @@ import click
 
 from warmer import argv, freedoms, settings, trust
 from warmer.errors import UsageError
+from warmer.secrecy import secret_name
 from warmer.settings import Settings
 
 if TYPE_CHECKING:
@@ -101,8 +102,9 @@ def _default(known: Mapping[str, click.Parameter], key: str, value: Any, path: s
     if isinstance(value, list) != many or not all(
         isinstance(item, (str, int, float)) for item in items
     ):
+        shown = "a value" if secret_name(key) else repr(value)
         raise UsageError(
-            f"got {key}: {value!r} in {path}, expected {'a list of words' if many else 'one word'}",
+            f"got {key}: {shown} in {path}, expected {'a list of words' if many else 'one word'}",
             reason="bad-config",
             hint=f"known: {names}",
         )
@@ -243,6 +245,13 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
         UsageError: a value is wrong.
     """
     environment = os.environ if environment is None else environment
+    for flag in ("--trusted-keys", "--signing-key"):  # click takes an empty one for none at all
+        if environment.get(variable(flag), "-").strip() == "":
+            raise UsageError(
+                f"got an empty {variable(flag)}, expected keys",
+                reason="empty-key",
+                hint="unset it to trust whoever can write on the volume",
+            )
     words = tuple(values.get("serve_args") or ())
     flags = argv.parse(words)
     chosen = {
@@ -270,7 +279,11 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
         prove=bool(values.get("prove")),
         trust=trust.load(values.get("signing_key"), values.get("trusted_keys")),
         me=me(),
-        environment={n: v for n, v in environment.items() if not freedoms.service_link(n, v)},
+        environment={
+            n: v
+            for n, v in environment.items()
+            if not freedoms.service_link(n, v) and n != variable("--signing-key")
+        },
         **chosen,
     )
 

@@ -53,7 +53,14 @@ def _read(
     """Read the seal once, and what it says of the manifest."""
     directory = volume.generation(key.kind, key.digest, generation)
     with using("the volume"):
-        record, seal_data = inventory.read_seal(directory)
+        try:
+            record, seal_data = inventory.read_seal(directory)
+        except ForeignSealError as exc:
+            raise IntegrityError(
+                f"got a seal of another format in {directory}, expected the one that was looked at",
+                reason="foreign-seal",
+                hint="something else writes on the volume; run `warmer prefill` again",
+            ) from exc
         path = os.path.join(directory, MANIFEST)
         with open(path, "rb") as f:
             data = f.read()

@@ -83,6 +83,7 @@ _SERVE: Final = """\
 # Written by warmer {version}. Starts vLLM as its kernels were built; further arguments go to
 # `vllm serve` after the ones below.
 set -eu
+unset WARMER_SIGNING_KEY # an engine has no use for it
 known=' {known} '
 for name in $(env | sed -n 's/^\\(VLLM_[A-Za-z0-9_]*\\)=.*/\\1/p'); do
     case "$known" in

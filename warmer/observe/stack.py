@@ -134,7 +134,12 @@ def _same(interpreter: str) -> bool:
 def _ask(interpreter: str) -> tuple[list[str], str, str, str | None]:
     try:
         done = subprocess.run(
-            [interpreter, "-c", _ASK], capture_output=True, timeout=60, check=True, text=True
+            [interpreter, "-c", _ASK],
+            env={n: v for n, v in os.environ.items() if not n.startswith("WARMER_")},
+            capture_output=True,
+            timeout=60,
+            check=True,
+            text=True,
         )
     except (OSError, subprocess.SubprocessError) as exc:
         raise UsageError(
