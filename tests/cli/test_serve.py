@@ -212,3 +212,13 @@ def test_the_probe_needs_the_unpacked_kernels_and_the_link_too(tmp_path):
         os.unlink(link)
         os.symlink("/", link)
         assert "stale: weights" in runs.finish(runs.spawn(probe, {})).out
+
+
+@pytest.mark.parametrize("verb", ["serve", "the script"])
+def test_a_signing_key_beside_the_server_does_not_reach_it(place, tmp_path, verb):
+    words = [*runs.WARMER, "serve", "--warm-dir", place.warm, "--"]
+    argv = words if verb == "serve" else [f"{place.warm}/handoff/serve"]
+    _, env, given, _ = start(place, argv, tmp_path, env={"WARMER_SIGNING_KEY": "a key"})
+    assert "WARMER_SIGNING_KEY" in given
+    assert "WARMER_SIGNING_KEY" not in env
+    assert place.handoff()["env"].items() <= env.items()

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -219,21 +218,6 @@ def test_an_empty_variable_does_not_mean_that_anybody_is_trusted(unsigned, name)
     for value in ("", " \n"):
         done = unsigned.run("plan", "--json", env={name: value})
         runs.failed(done, 2, "empty-key", name)
-
-
-def test_the_server_is_not_given_the_signing_key(signed, keys, tmp_path):
-    pod = another_pod(signed, tmp_path)
-    with open(keys[0], encoding="ascii") as f:
-        env = {"WARMER_SIGNING_KEY": f.read()}
-    pod.warmed(env=env)
-    shown = tmp_path / "bin"
-    shown.mkdir()
-    script = Path(pod.warm, "handoff", "serve").read_text(encoding="utf-8")
-    assert "unset WARMER_SIGNING_KEY" in script
-    head = script.partition("known=")[0]
-    done = subprocess.run(["sh", "-c", head + "env"], env=env, capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "WARMER_SIGNING_KEY" not in done.stdout
 
 
 def test_a_key_in_a_config_file_that_is_no_word_is_not_shown(unsigned, keys, tmp_path):

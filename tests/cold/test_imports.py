@@ -9,7 +9,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent.parent
 HEAVY = {"structlog", "huggingface_hub", "zstandard", "tenacity", "yaml", "pynvml", "httpx", "vllm"}
-HEAVY |= {"torch", "numpy"}
+HEAVY |= {"torch", "numpy", "cryptography"}
 
 
 def run(*argv):
@@ -36,7 +36,7 @@ def imported(*argv):
     [
         ["--help"],
         ["--version"],
-        *([verb, "--help"] for verb in ("plan", "prefill", "report", "serve")),
+        *([verb, "--help"] for verb in ("keygen", "plan", "prefill", "report", "serve")),
     ],
     ids=" ".join,
 )

@@ -15,7 +15,6 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from warmer import seal
 from warmer.errors import IntegrityError, using
 from warmer.fill import archive, members
 from warmer.layout import MANIFEST
@@ -64,14 +63,11 @@ def _read(
         path = os.path.join(directory, MANIFEST)
         with open(path, "rb") as f:
             data = f.read()
-    why = trust.objection(seal.statement(record), record.signatures)
-    if (record.kind, record.key) != (key.kind, key.digest):
-        why = "its seal is that of another piece"
-    if why:
+    if why := inventory.objection(record, key, generation, trust):
         raise IntegrityError(
-            f"got {directory}, which is not trusted ({why}), expected a signed piece",
-            reason="signature-rejected",
-            hint="run `warmer prefill` with --signing-key, which publishes a signed one",
+            f"got {directory}, which {why}, expected what was looked at",
+            reason="signature-rejected" if trust.keys else "foreign-seal",
+            hint="something else writes on the volume; run `warmer prefill` again",
         )
     _compare(path, hashlib.sha256(data).hexdigest(), record)
     return record, members.parse(data, where=path), hashlib.sha256(seal_data).hexdigest()

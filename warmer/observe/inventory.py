@@ -134,7 +134,7 @@ def judge_generation(  # noqa: PLR0911 - one return per verdict reads best
             raise
         # Kernels that cannot be read are kernels that are missing, not a reason not to start.
         return Held("corrupt", f"generation {number} cannot be read: {exc.strerror}", number), None
-    if why := _objection(record, key, number, trust):
+    if why := objection(record, key, number, trust):
         return Held("foreign", f"generation {number} {why}", number), None
     missing, wrong = _broken(directory, record)
     common: dict[str, Any] = {
@@ -152,7 +152,8 @@ def judge_generation(  # noqa: PLR0911 - one return per verdict reads best
     return Held("sealed", f"generation {number}", **common), record
 
 
-def _objection(record: seal.Seal, key: Key, number: int, trust: Trust) -> str:
+def objection(record: seal.Seal, key: Key, number: int, trust: Trust) -> str:
+    """Say why a seal does not speak for a generation, or is not to be believed; empty if it does."""
     if (record.kind, record.key, record.generation) != (key.kind, key.digest, number):
         return "carries the seal of another piece"
     if key.kind not in KERNEL_KINDS:
