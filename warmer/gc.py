@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from warmer.fill.locks.file import FileGrant
     from warmer.layout import Volume
     from warmer.model import Kind
-    from warmer.settings import LockUrl
+    from warmer.urls import LockUrl
 
 _log = structlog.get_logger(__name__)
 DEFAULT_KEEP: Final = 14 * 86400.0

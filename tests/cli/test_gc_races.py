@@ -23,7 +23,7 @@ from warmer.fill.locks.record import Owner
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
 from warmer.observe import inventory, numbers
-from warmer.settings import LockUrl
+from warmer.urls import LockUrl
 from warmer.usage import ANY, Piece
 
 KEY = Key("weights", {"name": "org/model"})

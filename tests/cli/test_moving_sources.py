@@ -8,7 +8,7 @@ import pytest
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 import runs
 
-from warmer import prefill, settings
+from warmer import prefill, settings, urls
 from warmer.errors import SourceError
 from warmer.fill import weights
 from warmer.fill.sources.directory import Directory
@@ -54,7 +54,7 @@ def test_a_directory_that_is_overwritten_during_the_copy_is_refused(place, monke
     chosen = settings.Settings(
         volume=place.volume,
         warm_dir=place.warm,
-        model=settings.parse_model(place.model),
+        model=urls.parse_model(place.model),
         compile="never",
         vllm=place.engine.vllm,
     )

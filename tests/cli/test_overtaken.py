@@ -13,7 +13,7 @@ import fakeengine
 import runs
 import volumes
 
-from warmer import argv, check, prefill, settings
+from warmer import argv, check, prefill, settings, urls
 from warmer.fill import restore, stagings
 from warmer.fill.sources.directory import Directory
 from warmer.layout import Volume
@@ -33,7 +33,7 @@ def chosen(place, **more):
     return settings.Settings(
         volume=place.volume,
         warm_dir=place.warm,
-        model=settings.parse_model(place.model),
+        model=urls.parse_model(place.model),
         serve_argv=runs.SERVE,
         flags=argv.parse(runs.SERVE),
         vllm=place.engine.vllm,

@@ -23,7 +23,7 @@ from warmer.fill.locks.tickets import Tickets
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
 from warmer.observe import mount, numbers
-from warmer.settings import LockUrl
+from warmer.urls import LockUrl
 from warmer.usage import ANY, Piece
 
 USED = Key("weights", {"name": "org/used"})

@@ -24,7 +24,7 @@ import hubrepo
 import runs
 import volumes
 
-from warmer import argv, check, prefill, settings, situation
+from warmer import argv, check, prefill, settings, situation, urls
 from warmer.errors import EngineError
 from warmer.fill import engine
 from warmer.observe import accelerator, stack
@@ -64,7 +64,7 @@ class Pod:
         return settings.Settings(
             volume=self.volume,
             warm_dir=self.warm,
-            model=settings.parse_model(self.model),
+            model=urls.parse_model(self.model),
             serve_argv=runs.SERVE,
             flags=argv.parse(runs.SERVE),
             compile=self.compile,

@@ -16,7 +16,7 @@ from warmer.doctor.findings import Finding, exit_code
 from warmer.doctor.locking import KEY
 from warmer.fill.locks.registry import open_lock
 from warmer.layout import Volume
-from warmer.settings import parse_lock
+from warmer.urls import parse_lock
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting is root's")
 

@@ -18,7 +18,7 @@ import runs
 from warmer.doctor import judging, pair
 from warmer.errors import BusyError
 from warmer.layout import Volume
-from warmer.settings import LockUrl, parse_lock
+from warmer.urls import LockUrl, parse_lock
 
 PATIENT = ("--join", "--timeout", "60")
 ALL = {*doctors.ALONE, *doctors.TOGETHER}

@@ -9,7 +9,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 import runs
 
 from warmer.errors import UsageError
-from warmer.settings import LockUrl, parse_lock
+from warmer.urls import LockUrl, parse_lock
 
 PASSWORD = "Planted" + "InAUrl"
 LONGEST = "a" * 100

@@ -20,7 +20,7 @@ from warmer.fill.locks.file import FileGrant, FileLock
 from warmer.fill.locks.record import Owner
 from warmer.fill.locks.registry import open_lock
 from warmer.layout import Volume
-from warmer.settings import LockUrl
+from warmer.urls import LockUrl
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from buckets import PREFIX, Bucket, fetch, listed, read, refused
 
 from warmer.errors import IntegrityError, SourceError
 from warmer.fill.sources.s3 import whole_digests
-from warmer.settings import parse_model
+from warmer.urls import parse_model
 
 MORE_THAN_A_PAGE = 1100
 NAMES = (

@@ -20,7 +20,7 @@ from warmer.errors import SourceError
 from warmer.fill.sources import TransientSourceError
 from warmer.fill.sources.retry import Retrying
 from warmer.fill.sources.s3 import S3
-from warmer.settings import parse_model
+from warmer.urls import parse_model
 
 SHARD = "model.safetensors"
 SIZE = 24 << 20

@@ -13,7 +13,8 @@ from proxy import Proxy
 
 from warmer.fill.sources.s3 import S3
 from warmer.fill.transfer import Transfer
-from warmer.settings import Writing, parse_model
+from warmer.settings import Writing
+from warmer.urls import parse_model
 
 if TYPE_CHECKING:
     from warmer.errors import WarmerError

@@ -245,7 +245,8 @@ from warmer.fill import partial, workers
 from warmer.fill.sources.s3 import S3
 from warmer.fill.workers import Workers
 from warmer.fill.sources.retry import Patience
-from warmer.settings import Writing, parse_model
+from warmer.settings import Writing
+from warmer.urls import parse_model
 workers._WORTH = 1 << 20
 source = S3(parse_model(sys.argv[2]))
 model = source.resolve()

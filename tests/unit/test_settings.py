@@ -4,7 +4,8 @@ import pytest
 
 from warmer.errors import UsageError
 from warmer.model import KERNEL_KINDS, KINDS, ModelRef
-from warmer.settings import Settings, parse_directory, parse_model, parse_on_miss
+from warmer.settings import Settings, parse_directory, parse_on_miss
+from warmer.urls import parse_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from warmer import settings
+from warmer import settings, urls
 from warmer.cli import logs
 from warmer.cli.options import option
 from warmer.layout import Volume
@@ -63,7 +63,7 @@ def command(volume: str, lock: str, *, join: bool, timeout: float, json: bool) -
     """
     logs.configure()
     root = Volume(settings.parse_directory(volume, "--volume"))
-    url = settings.parse_lock(lock)
+    url = urls.parse_lock(lock)
     from warmer.doctor.apart import examine  # noqa: PLC0415 - after the options are known to be right
     from warmer.doctor.findings import exit_code  # noqa: PLC0415 - as above
 

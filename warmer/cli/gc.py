@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from warmer import settings
+from warmer import settings, urls
 from warmer.cli import logs, options
 from warmer.cli.options import option
 from warmer.errors import EXIT_NOT_WARM, EXIT_OK
@@ -76,7 +76,7 @@ def command(*, volume: str, lock: str, json: bool, dry_run: bool, **values: Any)
     """
     logs.configure()
     root = Volume(settings.parse_directory(volume, "--volume"))
-    url = settings.parse_lock(lock)
+    url = urls.parse_lock(lock)
     limits: dict[str, Any] = {
         name: parse_duration(values[name], f"--{name}") for name in ("keep", "grace")
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from warmer import argv, freedoms, settings, trust
+from warmer import argv, freedoms, settings, trust, urls
 from warmer.errors import UsageError
 from warmer.secrecy import secret_name
 from warmer.settings import Settings
@@ -262,11 +262,11 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
     return Settings(
         volume=settings.parse_directory(values["volume"], "--volume"),
         warm_dir=settings.parse_directory(values["warm_dir"], "--warm-dir"),
-        model=settings.parse_model(values["model"]),
+        model=urls.parse_model(values["model"]),
         serve_argv=words,
         flags=flags,
         on_miss=settings.parse_on_miss(values.get("on_miss") or ()),
-        lock=settings.parse_lock(values.get("lock") or "file"),
+        lock=urls.parse_lock(values.get("lock") or "file"),
         selection=settings.parse_selection(
             flags, include=values.get("include") or (), exclude=values.get("exclude") or ()
         ),

@@ -27,7 +27,7 @@ from warmer.doctor.findings import Finding
 from warmer.errors import TerminatedError, VolumeError
 from warmer.fill.process import python
 from warmer.layout import Volume
-from warmer.settings import LockUrl
+from warmer.urls import LockUrl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from warmer.layout import Volume
-    from warmer.settings import LockUrl
+    from warmer.urls import LockUrl
 
 
 def examine(

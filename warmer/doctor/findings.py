@@ -11,7 +11,7 @@ from warmer.errors import EXIT_OK, BusyError, LockError, VolumeError, WarmerErro
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from warmer.settings import LockUrl
+    from warmer.urls import LockUrl
 
 Verdict = Literal["ok", "warn", "fail", "skip"]
 """ok: as warmer needs it. warn: it works, and costs something. fail: it does not work here.

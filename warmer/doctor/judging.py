@@ -17,7 +17,7 @@ from warmer.doctor.findings import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from warmer.settings import LockUrl
+    from warmer.urls import LockUrl
 
 _SLOW: Final = 2.0
 """Seconds within which a pod must see what another published."""

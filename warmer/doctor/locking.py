@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from warmer.fill.locks import Grant, Lock
     from warmer.layout import Volume
     from warmer.observe.mount import Mount
-    from warmer.settings import LockUrl
+    from warmer.urls import LockUrl
 
 KEY: Final = Key("weights", {"doctor": "of all volumes"})
 """The one key doctors lock at a lock's service, where a key's record is never deleted."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from warmer.layout import Volume
     from warmer.observe.mount import Mount
-    from warmer.settings import LockUrl
+    from warmer.urls import LockUrl
 
 _FEW_BYTES: Final = 1e9
 _FEW_INODES: Final = 1000

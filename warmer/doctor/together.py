@@ -23,7 +23,7 @@ from warmer.observe import inventory
 if TYPE_CHECKING:
     from warmer.doctor.pair import Card, Pair
     from warmer.observe.mount import Mount
-    from warmer.settings import LockUrl
+    from warmer.urls import LockUrl
 
 _SIZE: Final = 1 << 20
 _END: Final = 4096

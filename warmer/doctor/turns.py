@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from warmer.doctor.pair import Pair
     from warmer.fill.locks import Grant
     from warmer.layout import Volume
-    from warmer.settings import LockUrl
+    from warmer.urls import LockUrl
 
 _FREED: Final = 60.0
 """Seconds within which a lock given back is free for the other."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from warmer.errors import BusyError, LockError
-from warmer.settings import DEFAULT_LEASE
+from warmer.urls import DEFAULT_LEASE
 
 if TYPE_CHECKING:
     from warmer.fill.locks.record import Owner

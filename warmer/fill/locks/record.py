@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from warmer.settings import LONGEST_LEASE
+from warmer.urls import LONGEST_LEASE
 
 SIZE: Final = 1024
 """Bytes of a padded record: a shorter one never leaves the end of a longer one behind."""

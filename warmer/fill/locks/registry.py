@@ -15,7 +15,7 @@ from warmer.observe import inventory, mount
 if TYPE_CHECKING:
     from warmer.fill.locks import Lock
     from warmer.layout import Volume
-    from warmer.settings import LockUrl
+    from warmer.urls import LockUrl
 
 _log = structlog.get_logger(__name__)
 
