@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
+import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 EXIT_OK: Final = 0
 EXIT_NOT_WARM: Final = 1
@@ -131,3 +132,20 @@ def using(place: str) -> Iterator[None]:
         yield
     except OSError as exc:
         raise volume_error(exc, place) from exc
+
+
+def as_record(exc: BaseException) -> dict[str, str]:
+    """Say a failure so that `from_record` understands it in another process."""
+    if isinstance(exc, WarmerError):
+        kind = next(c for c in type(exc).__mro__ if c.__module__ == __name__)
+        more = {"message": exc.message, "reason": exc.reason, "hint": exc.hint}
+        return {"kind": kind.__name__, **more}
+    return {"bug": "".join(traceback.format_exception(exc))}
+
+
+def from_record(said: Mapping[str, str]) -> Exception:
+    """Make the failure that another process met; a bug there is one here."""
+    if "bug" in said:
+        return RuntimeError(f"a worker failed:\n{said['bug']}")
+    kind: type[WarmerError] = globals()[said["kind"]]
+    return kind(said["message"], reason=said["reason"], hint=said["hint"])

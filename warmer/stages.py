@@ -44,7 +44,8 @@ def fill_weights(s: Situation, step: Step, claims: Claims) -> weights.Filled | N
     def filled() -> bool:
         return _look(s, {"weights": step.key})["weights"].verdict == "sealed"
 
-    with claims.claim(step.key, wait=_wait(s, step), filled=filled) as grant:
+    team = _workers(s).standing_by(s.listing.files if s.listing else None)
+    with team as ready, claims.claim(step.key, wait=_wait(s, step), filled=filled) as grant:
         if not s.wanted.model.pinned:
             raise SourceError(
                 f"got no answer what {s.wanted.model} means, expected a commit",
@@ -67,7 +68,7 @@ def fill_weights(s: Situation, step: Step, claims: Claims) -> weights.Filled | N
                 meter=progress.meter("weights"),
                 places=s.places,
                 writing=s.settings.writing,
-                workers=_workers(s),
+                workers=ready,
             )
         except publish.LostRaceError as exc:
             _log.warning("another owner was faster, taking its weights", failure=exc.message)

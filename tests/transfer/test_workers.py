@@ -1,5 +1,6 @@
 """Several processes fetch one model: dealt out, heard, stopped together, and gone at the end."""
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 import s3
 from buckets import Bucket, refused
 
-from warmer.errors import IntegrityError, SourceError, TerminatedError
+from warmer.errors import IntegrityError, SourceError, TerminatedError, as_record, from_record
 from warmer.fill import partial, workers
 from warmer.fill.sources import SourceFile
 from warmer.fill.sources.retry import Patience
@@ -69,23 +70,31 @@ def below(pid, task=None):
             found = stream.read().split()
     except FileNotFoundError:  # the thread ended
         return []
-    return [child for child in found if b"fill import worker" in command(child)]
+    return [child for child in found if command(child) == "warmer worker"]
 
 
 def gone(team):
     """Wait until workers have ended that nobody killed: they notice."""
     deadline = time.monotonic() + DEADLINE
-    while any(b"fill import worker" in command(pid) for pid in team):
+    while any(command(pid) == "warmer worker" for pid in team):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.02)
 
 
 def command(pid):
+    """What a process is called while it runs."""
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as stream:
-            return stream.read()
+        with open(f"/proc/{pid}/status", encoding="utf-8") as stream:
+            named = dict(line.split(":", 1) for line in stream)
     except (FileNotFoundError, ProcessLookupError):
-        return b""
+        return ""
+    return "" if "Z" in named["State"] else named["Name"].strip()
+
+
+def pipes():
+    """How many ends of pipes this process holds."""
+    held = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+    return sum(os.readlink(fd).startswith("pipe:") for fd in held if os.path.lexists(fd))
 
 
 # --- dealing -------------------------------------------------------------------------------------
@@ -125,17 +134,18 @@ def test_there_are_as_many_shares_as_are_worth_a_process(sizes, most, count):
 # --- fetching ------------------------------------------------------------------------------------
 
 
-def test_workers_fetch_what_one_process_would(bucket, contents, tmp_path):
+def test_workers_fetch_what_one_process_would(bucket, contents, tmp_path, monkeypatch):
     arrived = {}
-    seen = set()
+    told = []
+    tell = workers._tell
+    monkeypatch.setattr(workers, "_tell", lambda one, what: (told.append(one.pid), tell(one, what)))
 
     def moved(path, count):
         arrived[path] = arrived.get(path, 0) + count
-        seen.update(children())
 
     done = run(bucket, tmp_path, moved=moved)
     assert arrived == {path: len(data) for path, data in contents.items()}
-    assert len(seen) == 3, "it was not done by three processes"
+    assert len(set(told)) == 3, "it was not done by three processes"
     alone = tmp_path / "alone"
     alone.mkdir()
     assert done == run(bucket, alone, most=1)
@@ -170,6 +180,29 @@ def test_when_one_is_told_to_slow_down_all_do_and_the_waiting_is_added_up(
     run(bucket, tmp_path, patience=patience)
     assert patience.retries == {"rate-limited": 1}
     assert 1.5 <= patience.throttled_s < 10, "what is left of two seconds when it is reported"
+
+
+def test_those_that_stand_by_are_told_and_nobody_else(bucket, contents, tmp_path, monkeypatch):
+    source = bucket.source()
+    model = source.resolve()
+    files = source.files(model)
+    how = {"moved": lambda *_: None, "writing": Writing(), "connections": 2}
+    with Workers(3, 30.0, Patience(), dict(os.environ)).standing_by(files) as team:
+        assert len(team.standing) == 3
+        monkeypatch.setattr(os, "fork", lambda: pytest.fail("there was another one"))
+        done = team.run(source, model, files, {}, staging=str(tmp_path), **how)
+    assert set(done) == set(contents)
+    assert children() == []
+
+
+def test_who_stands_by_for_nothing_is_sent_home(bucket, contents):
+    with Workers(3).standing_by(None) as team:
+        assert len(team.standing) == 3
+    assert children() == []
+    with Workers(3).standing_by(sized(100)) as team:
+        assert team.standing == ()
+    with Workers(1).standing_by(None) as team:
+        assert team.standing == ()
 
 
 # --- failing -------------------------------------------------------------------------------------
@@ -214,11 +247,9 @@ def test_who_asks_to_stop_leaves_no_worker(bucket, contents, tmp_path):
 
 
 def test_what_a_worker_cannot_open_is_its_own_error(bucket, contents, tmp_path, monkeypatch):
-    start = workers._Team.start
+    make = workers.fork
     other = {"AWS_PROFILE": "nobody"}
-    monkeypatch.setattr(
-        workers._Team, "start", lambda self, order, env: start(self, order, env | other)
-    )
+    monkeypatch.setattr(workers, "fork", lambda main, env: make(main, env | other))
     with refused(SourceError, "denied", "ProfileNotFound"):
         run(bucket, tmp_path)
 
@@ -226,14 +257,19 @@ def test_what_a_worker_cannot_open_is_its_own_error(bucket, contents, tmp_path, 
 def test_without_another_process_to_be_had_the_staging_is_kept(
     bucket, contents, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sys, "executable", "/nowhere/python3")
-    with refused(SourceError, "no-worker", "--workers 1"):
+    def refuse():
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", refuse)
+    before = pipes()
+    with refused(SourceError, "no-worker", "Resource temporarily unavailable", "--workers 1"):
         run(bucket, tmp_path)
+    assert pipes() == before
 
 
-def test_a_bug_in_a_worker_is_one_here(monkeypatch):
-    said = workers.failure(ZeroDivisionError("in a worker"))
-    error = workers._error(json.loads(json.dumps(said)))
+def test_a_bug_in_a_worker_is_one_here():
+    said = as_record(ZeroDivisionError("in a worker"))
+    error = from_record(json.loads(json.dumps(said)))
     assert type(error) is RuntimeError
     assert "ZeroDivisionError: in a worker" in str(error)
 
@@ -266,6 +302,34 @@ def test_workers_end_with_a_parent_that_is_killed(bucket, contents, tmp_path):
         assert team
         parent.kill()
     gone(team)
+
+
+FORKS = """
+import json, os, sys, threading
+sys.path[:] = json.loads(sys.argv.pop(1))
+from warmer.__main__ import main
+fork = os.fork
+def counted():
+    print("threads at a fork:", threading.active_count(), len(os.listdir("/proc/self/task")),
+        file=sys.stderr)
+    return fork()
+os.fork = counted
+main()
+"""
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_prefill_forks_while_it_has_one_thread(bucket, contents, tmp_path, pinned):
+    bucket.put_all({f"big-{n}.safetensors": os.urandom(256 << 10) for n in range(600)})
+    (tmp_path / "volume").mkdir()
+    model = f"{bucket.model}@{bucket.source().resolve().revision}" if pinned else bucket.model
+    argv = [sys.executable, "-c", FORKS, json.dumps(sys.path), "prefill", "--compile", "never"]
+    argv += ["--volume", f"{tmp_path}/volume", "--warm-dir", f"{tmp_path}/warm"]
+    argv += ["--model", model, "--workers", "3"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("threads")]
+    assert said == ["threads at a fork: 1 1"] * 3
 
 
 def test_prefill_stopped_by_sigterm_leaves_no_worker_and_no_weights(bucket, contents, tmp_path):

@@ -14,11 +14,11 @@ from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
 
 import structlog
 
+from warmer.errors import as_record
 from warmer.fill.sources import SourceFile
 from warmer.fill.sources.registry import open_source
 from warmer.fill.sources.retry import Patience, Retrying
 from warmer.fill.transfer import Transfer
-from warmer.fill.workers import failure
 from warmer.model import ModelRef
 from warmer.settings import Writing
 
@@ -31,8 +31,8 @@ _EVERY: Final = 0.1
 """Seconds between two reports."""
 
 
-def main(_words: list[str]) -> None:
-    """Be a worker: the order is the first line of stdin."""
+def main() -> None:
+    """Be a worker: the order is the first line of stdin; without one there is nothing to do."""
     heard, said = _pipes()
     line = heard.readline()
     if not line:
@@ -41,7 +41,7 @@ def main(_words: list[str]) -> None:
     try:
         done = _fetch(json.loads(line), heard, report)
     except BaseException as exc:  # noqa: BLE001 - said to the parent, which raises it
-        report.say(failure=failure(exc))
+        report.say(failure=as_record(exc))
     else:
         report.say(done={path: (s.path, s.size, s.sha256) for path, s in done.items()})
 

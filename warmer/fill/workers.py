@@ -4,7 +4,8 @@ All threads of a process take turns at its interpreter. However many connections
 less than a GB/s, and hardly more with more cores. So files are dealt out to worker processes, each
 of which runs a `warmer.fill.transfer.Transfer` of its own over its share into the same staging.
 
-What holds for the connections of one transfer holds for the workers: the first failure stops all;
+They are forked off before anything here has a second thread (`standing_by`), and wait for their
+orders. What holds for the connections of one transfer holds for them: the first failure stops all;
 when one is told to slow down, none asks; they end with this process. A worker that is killed
 leaves what a killed prefill leaves, so it is the way to stop one.
 """
@@ -17,24 +18,22 @@ import json
 import os
 import selectors
 import signal
-import subprocess
 import time
-import traceback
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from warmer import errors
-from warmer.errors import SourceError, WarmerError
-from warmer.fill.process import python
+from warmer.errors import SourceError, from_record
+from warmer.fill import worker
+from warmer.fill.forked import Forked, fork
 from warmer.fill.sources.retry import Patience
 from warmer.fill.transfer import Transfer
 from warmer.seal import SealedFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from warmer.fill.partial import Span
     from warmer.fill.sources import Source, SourceFile
@@ -46,7 +45,7 @@ MOST: Final = 3
 ROOM: Final = 512 << 20
 """Bytes of memory below which a container is left with one process."""
 _WORTH: Final = 256 << 20
-"""Bytes that are worth another worker, whose start costs some 0.4 s of CPU."""
+"""Bytes that are worth another worker."""
 _FILE: Final = 2 << 20
 """Bytes that take an interpreter as long as a file does by being one."""
 _TURN: Final = 0.5
@@ -70,12 +69,36 @@ class Workers:
         retry: seconds within which a failing source is tried again.
         patience: where the waiting is added up.
         environment: the workers'.
+        standing: those that wait for their orders.
     """
 
     most: int = 1
     retry: float = 0.0
     patience: Patience = dataclasses.field(default_factory=Patience)
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    standing: tuple[Forked, ...] = ()
+
+    @contextlib.contextmanager
+    def standing_by(self, files: Sequence[SourceFile] | None) -> Iterator[Workers]:
+        """Fork workers off, for a transfer inside the block; they end with it.
+
+        Args:
+            files: which it will be at most; None where that is not known.
+
+        Raises:
+            SourceError: there are no more processes to be had.
+        """
+        count = self.most if files is None else len(deal(files, self.most))
+        standing: list[Forked] = []
+        try:
+            while len(standing) < count > 1:
+                standing.append(self._fork())
+            yield dataclasses.replace(self, standing=tuple(standing))
+        finally:
+            _end(standing)
+
+    def _fork(self) -> Forked:
+        return fork(worker.main, _PATIENT | dict(self.environment or os.environ))
 
     def run(
         self,
@@ -128,13 +151,15 @@ class Workers:
             "retry": self.retry,
         }
         team = _Team(self.patience, moved)
+        standing = list(self.standing)
         try:
             for share in shares:
                 order = common | {
                     "files": [dataclasses.asdict(file) for file in share],
                     "present": {f.path: present[f.path] for f in share if f.path in present},
                 }
-                team.start(order, self.environment)
+                # None stands by where the plan grew: a fork from several threads is the lesser evil.
+                team.start(standing.pop() if standing else self._fork(), order)
             return team.wait()
         finally:
             team.end()
@@ -160,33 +185,17 @@ class _Team:
         self._patience = patience
         self._moved = moved
         self._selector = selectors.DefaultSelector()
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: list[Forked] = []
         self._said: dict[int, bytes] = {}
         self._done: dict[str, SealedFile] = {}
         self._ended: Counter[int] = Counter()
         self._quiet_until = 0.0
 
-    def start(self, order: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-        # A request to stop may come before it is known here: without an order it ends with us.
-        try:
-            process = subprocess.Popen(
-                python("warmer.fill.worker"),
-                env=_PATIENT | dict(environment or os.environ),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                start_new_session=True,
-            )
-        except OSError as exc:
-            raise SourceError(
-                f"got no worker process ({exc.strerror}), expected one",
-                reason="no-worker",
-                hint="raise the container's limit on processes or memory, or set --workers 1",
-            ) from exc
-        self._running.append(process)
-        self._said[process.pid] = b""
-        assert process.stdout is not None  # noqa: S101 - it was asked for
-        self._selector.register(process.stdout, selectors.EVENT_READ, process)
-        _tell(process, order)
+    def start(self, one: Forked, order: Mapping[str, Any]) -> None:
+        self._running.append(one)
+        self._said[one.pid] = b""
+        self._selector.register(one.reports, selectors.EVENT_READ, one)
+        _tell(one, order)
 
     def wait(self) -> dict[str, SealedFile]:
         """Hear the workers out.
@@ -196,32 +205,23 @@ class _Team:
         """
         while self._selector.get_map():
             for key, _ in self._selector.select(_TURN):
-                process: subprocess.Popen[bytes] = key.data
+                one: Forked = key.data
                 more = os.read(key.fd, _CHUNK)
-                if not more:
-                    self._selector.unregister(key.fileobj)
-                    self._insist(process)
-                    continue
-                *lines, rest = (self._said[process.pid] + more).split(b"\n")
-                self._said[process.pid] = rest
+                *lines, self._said[one.pid] = (self._said[one.pid] + more).split(b"\n")
                 for line in lines:
-                    self._hear(process, json.loads(line))
+                    self._hear(one, json.loads(line))
+                if self._ended[one.pid]:
+                    self._selector.unregister(key.fileobj)
+                elif not more:
+                    raise _died(one)
         return self._done
 
     def end(self) -> None:
         """Kill those that are left, and wait until they are gone: they write where we look next."""
-        for process in self._running:
-            process.kill()
-        deadline = time.monotonic() + _END
-        for process in self._running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    _close(pipe)
+        _end(self._running)
         self._selector.close()
 
-    def _hear(self, process: subprocess.Popen[bytes], said: Mapping[str, Any]) -> None:
+    def _hear(self, one: Forked, said: Mapping[str, Any]) -> None:
         for path, count in said.get("moved", {}).items():
             self._moved(path, count)
         self._patience.retries.update(said.get("retries", {}))
@@ -231,56 +231,38 @@ class _Team:
             self._patience.throttled_s += max(0.0, now + seconds - max(now, self._quiet_until))
             self._quiet_until = max(self._quiet_until, now + seconds)
             for other in self._running:
-                if other is not process:
+                if other is not one:
                     _tell(other, {"quiet": seconds})
         for level, event in said.get("log", ()):
             getattr(_log, level)(**event)
         if "failure" in said:
-            raise _error(said["failure"])
+            raise from_record(said["failure"])
         for path, sealed in said.get("done", {}).items():
             self._done[path] = SealedFile(*sealed)
-        self._ended[process.pid] += "done" in said
-
-    def _insist(self, process: subprocess.Popen[bytes]) -> None:
-        """Insist that a worker that closed its mouth had said that it was done."""
-        if self._ended[process.pid]:
-            return
-        status = process.wait()
-        how = f"signal {-status}" if status < 0 else f"status {status}"
-        raise SourceError(
-            f"got a worker process ended by {how}, expected it to fetch its files",
-            reason="worker-died",
-            hint="what arrived is kept; " + (_KILLED if status == -signal.SIGKILL else _FAILED),
-        )
+        self._ended[one.pid] += "done" in said
 
 
-def failure(exc: BaseException) -> dict[str, str]:
-    """Say a failure so that `_error` understands it in another process."""
-    if isinstance(exc, WarmerError):
-        kind = next(c for c in type(exc).__mro__ if c.__module__ == errors.__name__)
-        more = {"message": exc.message, "reason": exc.reason, "hint": exc.hint}
-        return {"kind": kind.__name__, **more}
-    return {"bug": "".join(traceback.format_exception(exc))}
+def _died(one: Forked) -> SourceError:
+    """Say of a worker that closed its mouth how it ended before it was done."""
+    status = one.wait(_END) or 0
+    how = f"signal {-status}" if status < 0 else f"status {status}"
+    return SourceError(
+        f"got a worker process ended by {how}, expected it to fetch its files",
+        reason="worker-died",
+        hint="what arrived is kept; " + (_KILLED if status == -signal.SIGKILL else _FAILED),
+    )
 
 
-def _error(said: Mapping[str, str]) -> Exception:
-    if "bug" in said:
-        return RuntimeError(f"a worker failed:\n{said['bug']}")
-    kind: type[WarmerError] = getattr(errors, said["kind"])
-    return kind(said["message"], reason=said["reason"], hint=said["hint"])
+def _end(team: Sequence[Forked]) -> None:
+    for one in team:
+        one.kill()
+    deadline = time.monotonic() + _END
+    for one in team:
+        one.wait(max(0.0, deadline - time.monotonic()))
+        one.close()
 
 
-def _tell(process: subprocess.Popen[bytes], what: Mapping[str, Any]) -> None:
-    assert process.stdin is not None  # noqa: S101 - it was asked for
-    try:
-        process.stdin.write(json.dumps(what).encode() + b"\n")
-        process.stdin.flush()
-    except BrokenPipeError:
-        return  # it ended; what it said last tells why
-
-
-def _close(pipe: Any) -> None:
-    try:
-        pipe.close()
-    except BrokenPipeError:
-        return  # what it was told last, it did not hear
+def _tell(one: Forked, what: Mapping[str, Any]) -> None:
+    with contextlib.suppress(BrokenPipeError):  # it ended; what it said last tells why
+        one.orders.write(json.dumps(what).encode() + b"\n")
+        one.orders.flush()

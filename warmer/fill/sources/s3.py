@@ -15,12 +15,14 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+import functools
 import hashlib
 import re
 from typing import TYPE_CHECKING, Any, Final
 
 import boto3
 import botocore.exceptions as failures
+import botocore.loaders
 import botocore.session
 import urllib3
 from botocore.compat import HTTPHeaders
@@ -61,6 +63,12 @@ _BROKEN: Final = (
 _CHECKSUMS: Final = ("sha256", "sha1", "crc64nvme", "crc32c", "crc32")
 
 
+@functools.cache
+def _models(path: str | None) -> botocore.loaders.Loader:
+    """What botocore reads of S3's interface: parsed once, for forked workers too."""
+    return botocore.loaders.create_loader(path)
+
+
 class S3:
     """A model under one prefix of a bucket.
 
@@ -78,6 +86,8 @@ class S3:
         self._listed: dict[str, tuple[SourceFile, ...]] = {}
         try:
             session = botocore.session.get_session()
+            models = _models(session.get_config_variable("data_path"))
+            session.register_component("data_loader", models)
             self._client = boto3.session.Session(botocore_session=session).client(
                 "s3", config=_CONFIG
             )
