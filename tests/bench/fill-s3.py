@@ -3,7 +3,7 @@
 Every contender is a process of its own from its start to its end, reads the same bucket of a
 SeaweedFS on this machine into an empty directory, and counts until every byte is flushed: warmer's
 prefill flushes, hashes and seals by itself; after the others their files are flushed. SIZE_MB,
-SMALL and ROUNDS make it smaller; BENCH_DIR says where it writes.
+SMALL and ROUNDS make it smaller; WORKERS and BENCH_DIR say how many processes warmer takes and where all write.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from loopback import tool
 SIZE_MB = int(os.environ.get("SIZE_MB", "4096"))
 SMALL = int(os.environ.get("SMALL", "2000"))
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
+WORKERS = os.environ.get("WORKERS", "")
 SHARDS = 8
 PREFIX = "bench/model"
 FLUSHERS = 8
@@ -68,6 +69,7 @@ def warmer(bucket, top):
     os.makedirs(volume)
     argv = [sys.executable, "-m", "warmer", "prefill", "--json", "--compile", "never"]
     argv += ["--volume", volume, "--warm-dir", os.path.join(top, "warm")]
+    argv += ["--workers", WORKERS] if WORKERS else []
     return [*argv, "--model", f"s3://{bucket}/{PREFIX}"]
 
 
@@ -136,14 +138,14 @@ def holds(top):
     return total
 
 
-def high_water(pid):
-    """Peak MB of a process so far, with its children's; the kernel's at its end is its parent's."""
+def memory(pid):
+    """MB of a process and its children now; what a fork shares with its parent counts once."""
     total = 0.0
     with contextlib.suppress(OSError):
         with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
-            total = sum(map(high_water, f.read().split()))
-        with open(f"/proc/{pid}/status", encoding="ascii") as f:
-            total += sum(int(line.split()[1]) / 1024 for line in f if line.startswith("VmHWM:"))
+            total = sum(map(memory, f.read().split()))
+        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as f:
+            total += sum(int(line.split()[1]) / 1024 for line in f if line.startswith("Pss:"))
     return total
 
 
@@ -158,8 +160,8 @@ def run(name, bucket, env, size, top):
         process = subprocess.Popen(argv, env=env, stdout=said, stderr=said)
         ended = (0, 0, None)
         while not ended[0]:
-            peak = max(peak, high_water(process.pid))
-            time.sleep(0.01)
+            peak = max(peak, memory(process.pid))
+            time.sleep(0.02)
             ended = os.wait4(process.pid, os.WNOHANG)
         _, status, used = ended
         process.returncode = os.waitstatus_to_exitcode(status)

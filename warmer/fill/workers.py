@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from warmer.model import ModelRef
     from warmer.settings import Writing
 
-MOST: Final = 3
-"""Workers, unless asked for: with them all, a prefill stays below 300 MB."""
+MOST: Final = 6
+"""Workers, unless asked for: with them all, a prefill stays below 300 MB, of which they share much."""
 ROOM: Final = 512 << 20
 """Bytes of memory below which a container is left with one process."""
 _WORTH: Final = 256 << 20
