@@ -140,6 +140,8 @@ def as_record(exc: BaseException) -> dict[str, str]:
         kind = next(c for c in type(exc).__mro__ if c.__module__ == __name__)
         more = {"message": exc.message, "reason": exc.reason, "hint": exc.hint}
         return {"kind": kind.__name__, **more}
+    if isinstance(exc, OSError) and exc.errno:
+        return {"errno": str(exc.errno), "filename": str(exc.filename or "")}
     return {"bug": "".join(traceback.format_exception(exc))}
 
 
@@ -147,5 +149,8 @@ def from_record(said: Mapping[str, str]) -> Exception:
     """Make the failure that another process met; a bug there is one here."""
     if "bug" in said:
         return RuntimeError(f"a worker failed:\n{said['bug']}")
+    if "errno" in said:
+        number = int(said["errno"])
+        return OSError(number, os.strerror(number), said["filename"] or None)
     kind: type[WarmerError] = globals()[said["kind"]]
     return kind(said["message"], reason=said["reason"], hint=said["hint"])

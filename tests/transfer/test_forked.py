@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -101,3 +102,91 @@ def test_one_that_does_not_end_is_waited_for_no_longer_than_asked():
     child.kill()
     assert child.wait(SECONDS) == -signal.SIGKILL
     child.close()
+
+
+# --- jobs side by side ----------------------------------------------------------------------------
+
+
+JOBS = """
+import json, os, sys, threading, time
+sys.path[:] = json.loads(sys.argv[1])
+from warmer.errors import VolumeError
+from warmer.fill import forked
+"""
+
+
+def run(code):
+    """What a process with one thread, as pytest's is not sure to be, prints as JSON."""
+    argv = [sys.executable, "-c", JOBS + code, json.dumps(sys.path)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_jobs_are_done_by_processes_and_answer_in_their_order():
+    pids = run("print(json.dumps([os.getpid(), forked.side_by_side([os.getpid, os.getpid])]))")
+    assert len({pids[0], *pids[1]}) == 3
+
+
+@pytest.mark.parametrize("why", ["a second thread", "no more processes"])
+def test_or_by_threads_where_no_fork_is_safe_or_to_be_had(why):
+    stand_in = "threading.Thread(target=time.sleep, args=(30,), daemon=True).start()"
+    if why == "no more processes":
+        stand_in = (
+            "import resource, errno; real = os.fork; left = [1]\n"
+            "def fork():\n"
+            "    if not left: raise OSError(errno.EAGAIN, 'no more')\n"
+            "    left.pop(); return real()\n"
+            "os.fork = fork"
+        )
+    told = run(
+        f"{stand_in}\nprint(json.dumps([os.getpid(), forked.side_by_side([os.getpid] * 3)]))"
+    )
+    assert told[1] == [told[0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [
+        ("raise VolumeError('m', reason='r', hint='h')", ["VolumeError", "m"]),
+        (
+            "open('/nowhere/at/all')",
+            ["FileNotFoundError", "[Errno 2] No such file or directory: '/nowhere/at/all'"],
+        ),
+        (
+            "os.kill(os.getpid(), 9)",
+            ["VolumeError", "got a process ended by signal 9, expected it to write files"],
+        ),
+        ("1 / 0", ["RuntimeError", "ZeroDivisionError"]),
+    ],
+)
+def test_the_first_failure_is_the_callers_and_stops_the_others(job, expected):
+    code = f"""
+def fails():
+    {job}
+def waits():
+    time.sleep(600)
+try:
+    forked.side_by_side([waits, fails, waits])
+except Exception as exc:
+    print(json.dumps([type(exc).__name__, str(exc)]))
+"""
+    kind, message = run(code)
+    assert kind == expected[0]
+    assert expected[1] in message
+
+
+def test_jobs_end_with_a_parent_that_is_killed():
+    code = """
+def waits():
+    os.write(2, b"up")
+    time.sleep(600)
+forked.side_by_side([waits, waits])
+"""
+    argv = [sys.executable, "-c", JOBS + code, json.dumps(sys.path)]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, bufsize=0) as parent:
+        heard = b""
+        while heard != b"upup":
+            heard += parent.stderr.read(2)
+        parent.kill()
+        assert parent.stderr.read() == b"", "it ends when the last child has closed it"

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import re
 import tarfile
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 import zstandard
 
+from warmer.fill import forked
 from warmer.fill.members import refuse
+from warmer.observe import limits
 from warmer.seal import SealedFile
 
 if TYPE_CHECKING:
@@ -89,27 +91,18 @@ def unpack(archives: Sequence[str], manifest: Manifest, target: str) -> None:
         OSError: from either side.
     """
     os.mkdir(target)
-    left = dict(manifest.members)
-    stop = threading.Event()
-    longest = sum(m.size + _HEADERS for m in manifest.members.values()) + _HEADERS
-    if len(archives) == 1:
-        _extract_all(archives[0], left, target, longest, stop)
-    else:
-        with ThreadPoolExecutor(min(_MOST, len(archives) or 1)) as pool:
-            try:
-                jobs = [
-                    pool.submit(_extract_all, path, left, target, longest, stop)
-                    for path in archives
-                ]
-                for job in jobs:
-                    job.result()
-            finally:
-                stop.set()
+    # Each with a process of its own: for every small file there is more to do than to write.
+    count = max(1, min(len(archives), limits.cpus()))
+    jobs = [
+        functools.partial(_extract_all, archives[n::count], manifest, target) for n in range(count)
+    ]
+    done = {path for paths in forked.side_by_side(jobs) for path in paths}
+    left = manifest.members.keys() - done
     for path in manifest.empty:
         with _refused(target):
             os.makedirs(os.path.join(target, path), exist_ok=True)
     if left:
-        raise refuse(target, f"{len(left)} files are missing, {next(iter(left))} first")
+        raise refuse(target, f"{len(left)} files are missing, {min(left)} first")
 
 
 def is_one(name: str) -> bool:
@@ -154,32 +147,23 @@ def _pack(tree: str, members: Sequence[Member], target: str) -> SealedFile:
     return SealedFile(os.path.basename(target), size, digest.hexdigest())
 
 
-def _extract_all(
-    archive: str, left: dict[str, Member], target: str, longest: int, stop: threading.Event
-) -> None:
-    """Unpack one archive; what it holds is taken out of `left`. A failure stops the others."""
-    with _stopping(stop), _refused(archive), open(archive, "rb") as raw:
-        reader = _Short(zstandard.ZstdDecompressor().stream_reader(raw), archive, longest)
-        with tarfile.open(fileobj=cast("IO[bytes]", reader), mode="r|") as tar:
-            for info in tar:
-                if stop.is_set():
-                    return
-                member = left.pop(info.name, None)
-                plain = info.isreg() and not info.issparse()
-                if member is None or not plain or info.size != member.size:
-                    raise refuse(info.name, "the manifest has no such file")
-                source = tar.extractfile(info)
-                if source is not None:
-                    _extract(source, member, target, stop)
-
-
-@contextlib.contextmanager
-def _stopping(stop: threading.Event) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        stop.set()
-        raise
+def _extract_all(archives: Sequence[str], manifest: Manifest, target: str) -> list[str]:
+    """Unpack archives, one after the other; says which members they held."""
+    left = dict(manifest.members)
+    longest = sum(m.size + _HEADERS for m in left.values()) + _HEADERS
+    for archive in archives:
+        with _refused(archive), open(archive, "rb") as raw:
+            reader = _Short(zstandard.ZstdDecompressor().stream_reader(raw), archive, longest)
+            with tarfile.open(fileobj=cast("IO[bytes]", reader), mode="r|") as tar:
+                for info in tar:
+                    member = left.pop(info.name, None)
+                    plain = info.isreg() and not info.issparse()
+                    if member is None or not plain or info.size != member.size:
+                        raise refuse(info.name, "the manifest has no such file")
+                    source = tar.extractfile(info)
+                    if source is not None:
+                        _extract(source, member, target)
+    return [path for path in manifest.members if path not in left]
 
 
 @contextlib.contextmanager
@@ -195,15 +179,13 @@ def _refused(archive: str) -> Iterator[None]:
         raise refuse(archive, f"{exc.filename} cannot be made: {exc.strerror}") from exc
 
 
-def _extract(source: IO[bytes], member: Member, target: str, stop: threading.Event) -> None:
+def _extract(source: IO[bytes], member: Member, target: str) -> None:
     path = os.path.join(target, member.path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     digest = hashlib.sha256()
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(path, flags, 0o600), "wb") as f:
         while chunk := source.read(_CHUNK):
-            if stop.is_set():
-                return
             digest.update(chunk)
             f.write(chunk)
         os.fchmod(f.fileno(), member.mode)

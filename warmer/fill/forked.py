@@ -1,4 +1,4 @@
-"""A process forked from this one: what is imported here need not be imported there.
+"""Processes forked from this one: what is imported here need not be imported there.
 
 A new interpreter would take half a second to import what a transfer needs, in which the wire stands
 still. A fork of a process with several threads may find a lock held for ever: it belongs where
@@ -8,19 +8,27 @@ there is one.
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
+import selectors
 import signal
+import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
 
-from warmer.errors import SourceError
+from warmer.errors import VolumeError, as_record, from_record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 _TURN: Final = 0.005
+_CHUNK: Final = 1 << 16
+_END: Final = 5.0
+"""Seconds given to killed children, which the kernel may hold back while a disk flushes."""
 _HELD: Final = (signal.SIGTERM, signal.SIGINT)
 _NAME: Final = "warmer worker"
 """What `ps` and `top` show."""
@@ -75,7 +83,7 @@ def fork(main: Callable[[], None], environment: Mapping[str, str]) -> Forked:
         environment: the child's whole environment.
 
     Raises:
-        SourceError: there are no more processes to be had.
+        OSError: there are no more processes to be had.
     """
     pipes: list[int] = []
     held = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
@@ -84,14 +92,10 @@ def fork(main: Callable[[], None], environment: Mapping[str, str]) -> Forked:
             pipes += os.pipe()
             pipes += os.pipe()
             pid = os.fork()
-        except OSError as exc:
+        except OSError:
             for descriptor in pipes:
                 os.close(descriptor)
-            raise SourceError(
-                f"got no worker process ({exc.strerror}), expected one",
-                reason="no-worker",
-                hint="raise the container's limit on processes or memory, or set --workers 1",
-            ) from exc
+            raise
         heard, orders, reports, said = pipes
         if not pid:
             _be(main, heard, said, environment)
@@ -100,6 +104,44 @@ def fork(main: Callable[[], None], environment: Mapping[str, str]) -> Forked:
     os.close(heard)
     os.close(said)
     return Forked(pid, os.fdopen(orders, "wb"), os.fdopen(reports, "rb", buffering=0))
+
+
+def end(team: Sequence[Forked]) -> None:
+    """Kill children and wait until they are gone, or the kernel holds them back for too long."""
+    for one in team:
+        one.kill()
+    deadline = time.monotonic() + _END
+    for one in team:
+        one.wait(max(0.0, deadline - time.monotonic()))
+        one.close()
+
+
+def side_by_side(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Do jobs that write files: each in a fork of its own, or in threads where there are some.
+
+    Args:
+        jobs: what they return is JSON; what they did before one of them failed is left.
+
+    Returns:
+        What they returned, in their order.
+
+    Raises:
+        WarmerError: the first failure of a job; the others are stopped, where they are forks.
+    """
+    if len(jobs) < 2:
+        return [job() for job in jobs]
+    team: list[Forked] = []
+    try:
+        if threading.active_count() == 1:
+            with contextlib.suppress(OSError):  # threads, then
+                team.extend(fork(functools.partial(_report, job), os.environ) for job in jobs)
+        if len(team) < len(jobs):
+            end(team)
+            with ThreadPoolExecutor(len(jobs)) as pool:
+                return [done.result() for done in [pool.submit(job) for job in jobs]]
+        return _hear(team)
+    finally:
+        end(team)
 
 
 def _be(
@@ -125,3 +167,57 @@ def _be(
         os.write(2, traceback.format_exc().encode(errors="replace"))  # its buffers are the parent's
     finally:
         os._exit(status)  # at once: nothing of the parent's is to be cleaned up here
+
+
+def _report(job: Callable[[], Any]) -> None:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    try:
+        said = {"done": job()}
+    except BaseException as exc:  # noqa: BLE001 - said to the parent, which raises it
+        said = {"failure": as_record(exc)}
+    with open(1, "w", encoding="utf-8", closefd=False) as out:
+        json.dump(said, out)
+
+
+def _end_with_the_parent() -> NoReturn:
+    os.read(0, 1)  # nobody writes there: it returns when nobody can
+    os._exit(1)
+
+
+def _hear(team: Sequence[Forked]) -> list[Any]:
+    """Hear all out, whoever ends first.
+
+    Raises:
+        WarmerError: the first failure.
+    """
+    said = {one.pid: b"" for one in team}
+    results: dict[int, Any] = {}
+    with selectors.DefaultSelector() as selector:
+        for one in team:
+            selector.register(one.reports, selectors.EVENT_READ, one)
+        while selector.get_map():
+            for key, _ in selector.select():
+                more = os.read(key.fd, _CHUNK)
+                said[key.data.pid] += more
+                if not more:
+                    selector.unregister(key.fileobj)
+                    results[key.data.pid] = _result(key.data, said[key.data.pid])
+    return [results[one.pid] for one in team]
+
+
+def _result(one: Forked, said: bytes) -> Any:
+    if not said:
+        raise VolumeError(
+            f"got a process ended by {how_ended(one.wait(_END))}, expected it to write files",
+            reason="worker-died",
+            hint="raise the container's memory limit",
+        )
+    record = json.loads(said)
+    if "failure" in record:
+        raise from_record(record["failure"])
+    return record["done"]
+
+
+def how_ended(status: int | None) -> str:
+    """Say an exit status, or a signal."""
+    return f"signal {-status}" if status is not None and status < 0 else f"status {status or 0}"

@@ -27,7 +27,7 @@ import structlog
 
 from warmer.errors import SourceError, from_record
 from warmer.fill import worker
-from warmer.fill.forked import Forked, fork
+from warmer.fill.forked import Forked, end, fork, how_ended
 from warmer.fill.sources.retry import Patience
 from warmer.fill.transfer import Transfer
 from warmer.seal import SealedFile
@@ -50,7 +50,7 @@ _FILE: Final = 2 << 20
 """Bytes that take an interpreter as long as a file does by being one."""
 _TURN: Final = 0.5
 _END: Final = 5.0
-"""Seconds given to killed workers, which the kernel may hold back while a disk flushes."""
+"""Seconds given to one that closed its mouth to end."""
 # All ask for the pod's credentials at once; by default botocore asks once, for a second.
 _PATIENT: Final = {"AWS_METADATA_SERVICE_NUM_ATTEMPTS": "5", "AWS_METADATA_SERVICE_TIMEOUT": "2"}
 _CHUNK: Final = 1 << 16
@@ -95,10 +95,17 @@ class Workers:
                 standing.append(self._fork())
             yield dataclasses.replace(self, standing=tuple(standing))
         finally:
-            _end(standing)
+            end(standing)
 
     def _fork(self) -> Forked:
-        return fork(worker.main, _PATIENT | dict(self.environment or os.environ))
+        try:
+            return fork(worker.main, _PATIENT | dict(self.environment or os.environ))
+        except OSError as exc:
+            raise SourceError(
+                f"got no worker process ({exc.strerror}), expected one",
+                reason="no-worker",
+                hint="raise the container's limit on processes or memory, or set --workers 1",
+            ) from exc
 
     def run(
         self,
@@ -218,7 +225,7 @@ class _Team:
 
     def end(self) -> None:
         """Kill those that are left, and wait until they are gone: they write where we look next."""
-        _end(self._running)
+        end(self._running)
         self._selector.close()
 
     def _hear(self, one: Forked, said: Mapping[str, Any]) -> None:
@@ -244,22 +251,12 @@ class _Team:
 
 def _died(one: Forked) -> SourceError:
     """Say of a worker that closed its mouth how it ended before it was done."""
-    status = one.wait(_END) or 0
-    how = f"signal {-status}" if status < 0 else f"status {status}"
+    status = one.wait(_END)
     return SourceError(
-        f"got a worker process ended by {how}, expected it to fetch its files",
+        f"got a worker process ended by {how_ended(status)}, expected it to fetch its files",
         reason="worker-died",
         hint="what arrived is kept; " + (_KILLED if status == -signal.SIGKILL else _FAILED),
     )
-
-
-def _end(team: Sequence[Forked]) -> None:
-    for one in team:
-        one.kill()
-    deadline = time.monotonic() + _END
-    for one in team:
-        one.wait(max(0.0, deadline - time.monotonic()))
-        one.close()
 
 
 def _tell(one: Forked, what: Mapping[str, Any]) -> None:
