@@ -30,7 +30,7 @@ lint: $(VENV)/.ready  ## ruff, mypy --strict, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(VENV)/.ready  ## make bench NAME=check|fill-hf|fill-s3|noop-prefill|restore|stampede|start
+bench: $(VENV)/.ready  ## make bench NAME=check|families|fill-hf|fill-s3|noop-prefill|restore|stampede|start
 	@test -f "tests/bench/$(NAME).py" || { \
 	    echo "got NAME=$(NAME), expected one of: check fill-hf fill-s3 noop-prefill restore stampede start" >&2; exit 2; }
 	@$(BIN)/python "tests/bench/$(NAME).py"
