@@ -32,7 +32,7 @@ lint: $(VENV)/.ready  ## ruff, mypy --strict, import contracts
 
 bench: $(VENV)/.ready  ## make bench NAME=check|families|fill-hf|fill-s3|noop-prefill|restore|stampede|start
 	@test -f "tests/bench/$(NAME).py" || { \
-	    echo "got NAME=$(NAME), expected one of: check fill-hf fill-s3 noop-prefill restore stampede start" >&2; exit 2; }
+	    echo "got NAME=$(NAME), expected one of: check families fill-hf fill-s3 noop-prefill restore stampede start" >&2; exit 2; }
 	@$(BIN)/python "tests/bench/$(NAME).py"
 
 docs: $(VENV)/.ready  ## write the pages that are generated from the program
