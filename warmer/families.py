@@ -146,6 +146,10 @@ _CPU: Final = {
     "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
 }
 
+# Before 0.32 vLLM hashes where these are, and by default they follow HOME: an init container that
+# runs as another user than the server would build what the server never hits.
+_PLACES: Final = {"VLLM_CONFIG_ROOT": "vllm", "VLLM_XLA_CACHE_PATH": "xla"}
+
 OTHER_REPOSITORIES: Final = (
     "--hf-config-path",
     "--lora-modules",
@@ -154,7 +158,7 @@ OTHER_REPOSITORIES: Final = (
 )
 """Flags that may name another repository than the model's: the engine must then be able to fetch."""
 
-ENVIRONMENT_VERSION: Final = 1
+ENVIRONMENT_VERSION: Final = 2
 """Raised whenever `environment` changes: kernels built under another block are another key."""
 
 
@@ -208,13 +212,15 @@ def environment(
         accelerator: ``gpu`` or ``cpu``.
         stack: the software, for quirks of a build.
         capability: CUDA compute capability, for the arch list.
-        inherited: what this process has; a user's own TORCH_CUDA_ARCH_LIST is kept, and
-            PYTHONPATH is extended.
+        inherited: what this process has; a user's own TORCH_CUDA_ARCH_LIST and vLLM places are
+            kept, and PYTHONPATH is extended.
 
     Returns:
         Variable → value; no secrets, nothing that differs between pods.
     """
     block = dict(_ALWAYS)
+    for name, place in _PLACES.items():
+        block[name] = inherited.get(name) or os.path.join(warm.config, place)
     for family in families(accelerator):
         if unneeded(family.kind, stack):
             continue

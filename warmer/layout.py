@@ -26,6 +26,7 @@ The warm dir, local to a pod, mounted at the same absolute path in warmer and in
         cache/<kind>/<family>/...           what the engine's cache variables point at
         cache/<kind>.restored.json          which generation `cache/<kind>` was unpacked from
         models/<slug>/<revision>            symlink to the weights' files/: the `--model` string
+        config/                             what vLLM would keep under HOME, whose place it hashes
         shim/                               package metadata that a renamed engine build lacks
         handoff/{handoff.json,env,serve,check.py,plan.json}
         logs/                               what the engine said while kernels were built
@@ -170,6 +171,11 @@ class WarmDir:
     def model(self, slug: str, revision: str) -> str:
         """The path given to the engine as its model: the same whatever the volume's mount."""
         return os.path.join(self.root, "models", slug, revision)
+
+    @property
+    def config(self) -> str:
+        """What vLLM would keep under HOME; it hashes where that is."""
+        return os.path.join(self.root, "config")
 
     @property
     def shim(self) -> str:

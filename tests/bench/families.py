@@ -3,8 +3,8 @@
 One cold fill of MODEL (a URI; the tiny model unless told), the warm dir wiped, all restored at the
 same path, one start that must build nothing. Then starts that differ in one thing each, on what
 was restored: what `warmer plan` says of them is held against the files that the engine built.
-MAX_MODEL_LEN, SIZES (capture sizes, where the accelerator has graphs) and WORK (a directory, kept)
-change it; RESUME=1 takes up a WORK whose cold fill is done.
+MAX_MODEL_LEN, SIZES (capture sizes, where the accelerator has graphs), ROW (a part of the one
+difference that is tried) and WORK (a directory, kept) change it; RESUME=1 takes up a WORK whose cold fill is done.
 
     MODEL=file:///models/llama WORK=/tmp/families make bench NAME=families
 """
@@ -102,6 +102,7 @@ def perturbed(demo, work):
     ]
     if SIZES:
         rows.insert(0, ("other capture sizes", ["--cudagraph-capture-sizes", *SIZES], {}))
+    rows = [row for row in rows if os.environ.get("ROW", "") in row[0]]
     os.makedirs(os.path.join(work, "home"), exist_ok=True)
     for number, (name, more, env) in enumerate(rows):
         factors, steps = demo.foretold(*more, env=env)

@@ -83,13 +83,16 @@ def test_a_server_with_this_environment_asks_no_network(accelerator):
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
-def test_nothing_of_the_pod_but_two_variables_gets_into_the_environment(accelerator):
+def test_nothing_of_the_pod_but_what_is_the_users_own_gets_into_the_environment(accelerator):
     inherited = {"HF_TOKEN": "hf_s", "VLLM_API_KEY": "k", "HOME": "/home/me", "POD_NAME": "a-0"}
     inherited |= dict.fromkeys(block(accelerator), "planted")
     inherited |= {"TORCH_CUDA_ARCH_LIST": "9.0a", "PYTHONPATH": "/mine"}
-    expected = block(accelerator) | (
-        {"TORCH_CUDA_ARCH_LIST": "9.0a"} if accelerator == "gpu" else {}
-    )
+    inherited |= {"VLLM_CONFIG_ROOT": "/etc/vllm", "VLLM_XLA_CACHE_PATH": "/xla"}
+    expected = block(accelerator) | {
+        "VLLM_CONFIG_ROOT": "/etc/vllm",
+        "VLLM_XLA_CACHE_PATH": "/xla",
+    }
+    expected |= {"TORCH_CUDA_ARCH_LIST": "9.0a"} if accelerator == "gpu" else {}
     assert block(accelerator, inherited=inherited) == expected
     shimmed = block(accelerator, stack=SHIMMED, inherited=inherited)
     assert shimmed == expected | {"PYTHONPATH": "/warm/shim:/mine"}
@@ -184,3 +187,11 @@ def test_a_server_never_writes_bytecode_and_the_build_run_does():
 def test_every_pattern_is_of_one_path_component(pattern):
     assert "/" not in pattern.removesuffix("/")
     assert pattern.strip("*?/")
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", ["VLLM_CONFIG_ROOT", "VLLM_XLA_CACHE_PATH", "VLLM_CACHE_ROOT"])
+def test_no_place_that_vllm_hashes_follows_home(accelerator, name):
+    homes = [block(accelerator, inherited={"HOME": home}) for home in ("/root", "/home/vllm")]
+    assert homes[0] == homes[1]
+    assert homes[0][name].startswith("/warm/")

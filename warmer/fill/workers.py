@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from warmer.model import ModelRef
     from warmer.settings import Writing
 
-MOST: Final = 6
+MOST: Final = 4
 """Workers, unless asked for: with them all, a prefill stays below 300 MB, of which they share much."""
 ROOM: Final = 512 << 20
 """Bytes of memory below which a container is left with one process."""
