@@ -64,7 +64,7 @@ def test_every_familys_variable_points_into_its_own_place_in_the_warm_dir(accele
     assert {name: env[name] for name in places} == places
     others = {f.variable for f in FAMILIES} - places.keys()
     assert not others & env.keys()
-    inside = [name for name, value in env.items() if value.startswith("/warm/")]
+    inside = [name for name, value in env.items() if value.startswith("/warm/cache/")]
     assert sorted(inside) == sorted(places)
 
 
