@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SCHEMA_VERSION: Final = 1
+LONGEST: Final = 16 << 20
+"""Bytes of a seal at most: some 80,000 files. A longer one is neither written nor read."""
+
 _MOST: Final = 1 << 63
 _SHOWN: Final = 300
 _HEX: Final = frozenset("0123456789abcdef")

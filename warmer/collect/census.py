@@ -12,6 +12,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Final, cast
 
+from warmer import regular
 from warmer.collect.need import Aside, Census, Published
 from warmer.errors import using
 from warmer.fill import capacity, uses
@@ -110,10 +111,13 @@ def _sealed_at(directory: str) -> float | None:
         OSError: the seal cannot be read: it is not known to be broken.
     """
     try:
-        with open(os.path.join(directory, SEAL), "rb") as f:
-            return os.fstat(f.fileno()).st_mtime
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        descriptor = regular.opened(os.path.join(directory, SEAL))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, regular.OddFileError):
         return None
+    try:
+        return os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
 
 
 def _published(volume: Volume) -> Iterator[Published]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Final = 1
 MOST: Final = 1_000_000
 """Files that a manifest may name; vLLM's largest trees have thousands."""
+LONGEST: Final = 256 * MOST
+"""Bytes of a manifest at most."""
 
 
 @dataclass(frozen=True, slots=True)

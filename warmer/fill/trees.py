@@ -5,6 +5,7 @@ A shared kind that another pod published meanwhile is merged: theirs wins where 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from warmer.errors import using
+from warmer import regular
+from warmer.errors import VolumeError, using
 from warmer.families import excluded
 from warmer.fill import archive, members, publish, restore, stagings
 from warmer.layout import ARCHIVE, MANIFEST, SEAL
 from warmer.observe import inventory, numbers
-from warmer.seal import SealedFile
+from warmer.seal import LONGEST, SealedFile
 from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
@@ -131,6 +133,12 @@ def publish_tree(
             tree, target = warm.tree(key.kind), os.path.join(staging.path, ARCHIVE)
             packed = archive.pack(tree, manifest, target)
             listing = members.encode(manifest)
+            if len(manifest.members) > members.MOST or len(listing) > members.LONGEST:
+                raise VolumeError(
+                    f"got {len(manifest.members)} files in {tree}, expected {members.MOST} at most",
+                    reason="too-many-files",
+                    hint="look at what the engine writes there",
+                )
             with open(os.path.join(staging.path, MANIFEST), "wb") as f:
                 f.write(listing)
         sealed = SealedFile(MANIFEST, len(listing), hashlib.sha256(listing).hexdigest())
@@ -145,11 +153,11 @@ def publish_tree(
             needs=needs,
             trust=trust,
         )
-    with (
-        using("the volume"),
-        open(os.path.join(volume.generation(key.kind, key.digest, number), SEAL), "rb") as f,
-    ):
-        restore.record(warm, key, number, hashlib.sha256(f.read()).hexdigest())
+    path = os.path.join(volume.generation(key.kind, key.digest, number), SEAL)
+    with contextlib.suppress(regular.OddFileError):  # swapped already: the next look says it
+        with using("the volume"):
+            data = regular.read(path, most=LONGEST)
+        restore.record(warm, key, number, hashlib.sha256(data).hexdigest())
     _log.info(
         "published",
         kind=key.kind,

@@ -10,10 +10,11 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import statistics
 from typing import TYPE_CHECKING, Any, Final
 
-from warmer import keys, seal
+from warmer import keys, regular, seal
 from warmer.errors import IntegrityError, VolumeError, using
 from warmer.layout import KEY, SEAL, Volume, WarmDir
 from warmer.model import KERNEL_KINDS, Held, Inventory, Key, Kind, Nearest
@@ -105,12 +106,18 @@ def read_seal(directory: str) -> tuple[seal.Seal, bytes]:
 
     Raises:
         FileNotFoundError: there is none.
-        IntegrityError: it is malformed.
+        IntegrityError: it is malformed, or no file that a seal could be.
         ForeignSealError: it is of another format.
     """
     path = os.path.join(directory, SEAL)
-    with open(path, "rb") as f:
-        data = f.read()
+    try:
+        data = regular.read(path, most=seal.LONGEST)
+    except regular.OddFileError as exc:
+        raise IntegrityError(
+            f"got {path}, which {exc}, expected a seal",
+            reason="malformed-seal",
+            hint="something else writes on the volume; run `warmer prefill` again",
+        ) from exc
     return seal.parse(data, where=path), data
 
 
@@ -140,11 +147,12 @@ def judge_generation(  # noqa: PLR0911 - one return per verdict reads best
     common: dict[str, Any] = {
         "generation": number,
         "size": record.size,
-        "broken": tuple(missing + wrong),
+        "broken": (*missing, *wrong),
         "seal_sha256": hashlib.sha256(data).hexdigest(),
     }
     if wrong:
-        return Held("corrupt", f"{wrong[0]} has not the size its seal says", **common), record
+        path, why = next(iter(wrong.items()))
+        return Held("corrupt", f"{path} {why}", **common), record
     if missing:
         return Held(
             "partial", f"{len(missing)} files are gone, {missing[0]} first", **common
@@ -190,19 +198,22 @@ def _stale(held: Mapping[Kind, Held], seals: Mapping[Kind, seal.Seal]) -> dict[K
     return found
 
 
-def _broken(directory: str, record: seal.Seal) -> tuple[list[str], list[str]]:
+def _broken(directory: str, record: seal.Seal) -> tuple[list[str], dict[str, str]]:
+    """Find the files that are missing, and those that cannot be the sealed ones, with the reason."""
     missing: list[str] = []
-    wrong: list[str] = []
+    wrong: dict[str, str] = {}
     for file in record.files:
         try:
-            size = os.stat(os.path.join(directory, file.path)).st_size
+            info = os.lstat(os.path.join(directory, file.path))
         except OSError as exc:
             if exc.errno in _UNREADABLE and record.kind == "weights":
                 raise
             missing.append(file.path)
             continue
-        if size != file.size:
-            wrong.append(file.path)
+        if not stat.S_ISREG(info.st_mode):
+            wrong[file.path] = "is no regular file"
+        elif info.st_size != file.size:
+            wrong[file.path] = "has not the size its seal says"
     return missing, wrong
 
 
@@ -217,8 +228,7 @@ def _neighbours(volume: Volume, key: Key) -> Iterator[tuple[str, Mapping[str, An
             continue
         path = os.path.join(volume.generation(key.kind, digest, there[0]), KEY)
         try:
-            with open(path, "rb") as f:
-                factors = json.load(f)["factors"]
+            factors = json.loads(regular.read(path))["factors"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         if isinstance(factors, dict):
