@@ -57,7 +57,9 @@ def plan(
     return Plan(tuple(steps), without, dict(wanted.unneeded))
 
 
-def patience(step: Step, policy: OnMiss, *, chosen: float | None, lease: float) -> float:
+def patience(
+    step: Step, policy: OnMiss, *, chosen: float | None, lease: float, longest: float
+) -> float:
     """Seconds to wait for another owner to do a step.
 
     No longer than doing it oneself is predicted to take, where the pod can start without: that
@@ -69,6 +71,8 @@ def patience(step: Step, policy: OnMiss, *, chosen: float | None, lease: float) 
         policy: what it means for the pod not to have it.
         chosen: ``--wait``, which settles it.
         lease: seconds after which a dead owner is succeeded.
+        longest: seconds that a build may take here (``--engine-timeout``). What seals say of
+            earlier ones is believed up to that, where the pod can start without.
     """
     if chosen is not None:
         return chosen
@@ -76,7 +80,7 @@ def patience(step: Step, policy: OnMiss, *, chosen: float | None, lease: float) 
         return UNPREDICTED
     if policy == "fail":
         return max(UNPREDICTED, 2 * step.seconds)
-    return max(step.seconds, 2 * lease)
+    return max(min(step.seconds, longest), 2 * lease)
 
 
 def _restore(key: Key, have: Held) -> Step:

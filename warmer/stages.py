@@ -175,7 +175,8 @@ def set_aside(s: Situation, claims: Claims) -> None:
         wait = 2 * s.settings.lock.lease if s.settings.wait is None else s.settings.wait
         with claims.claim(key, wait=wait, filled=lambda: False):
             held = _look(s, {kind: key})[kind]  # another pod may have been here meanwhile
-            if held.verdict == "sealed" and not restore.intact(s.volume, key, held.generation):
+            whole = held.verdict in ("sealed", "stale")
+            if whole and not restore.intact(s.volume, key, held.generation):
                 place = publish.quarantine(s.volume, key, held.generation)
                 _log.warning("quarantined", kind=kind, key=key.short, place=place)
 
@@ -221,4 +222,10 @@ def _kernel_keys(s: Situation) -> dict[Kind, Key]:
 
 def _wait(s: Situation, step: Step) -> float:
     policy = s.settings.policy(step.kind)
-    return patience(step, policy, chosen=s.settings.wait, lease=s.settings.lock.lease)
+    return patience(
+        step,
+        policy,
+        chosen=s.settings.wait,
+        lease=s.settings.lock.lease,
+        longest=s.settings.engine_timeout,
+    )

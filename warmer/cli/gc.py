@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from warmer import settings, urls
-from warmer.cli import logs, options
+from warmer.cli import logs, options, trusting
 from warmer.cli.options import option
 from warmer.errors import EXIT_NOT_WARM, EXIT_OK
 from warmer.layout import Volume
@@ -66,6 +67,9 @@ Exit status:
     metavar="SIZE",
     help="Hide models that nobody uses only until so much is free, least recently used first.",
 )
+@options.trusted_keys(
+    "give gc what the pods get, or it takes a newer piece that they do not trust for the one they use"
+)
 @option("--dry-run", is_flag=True, help="Print what would be done; do nothing.")
 @option("--json", is_flag=True, help="Print one JSON object on stdout.")
 def command(*, volume: str, lock: str, json: bool, dry_run: bool, **values: Any) -> int:
@@ -84,7 +88,8 @@ def command(*, volume: str, lock: str, json: bool, dry_run: bool, **values: Any)
         limits["min_free"] = parse_size(values["min_free"], "--min-free")
     from warmer.gc import collect  # noqa: PLC0415 - after the options are known to be right
 
-    outcome = collect(root, url, me=options.me(), dry=dry_run, **limits)
+    whom = trusting.read(values, os.environ)
+    outcome = collect(root, url, trust=whom, me=options.me(), dry=dry_run, **limits)
     if json:
         click.echo(dumps(_as_json(outcome), indent=1))
     else:

@@ -17,7 +17,6 @@ import structlog
 from warmer.errors import VolumeError, WarmerError, using
 from warmer.fill import bytecode, engine, restore, stagings, trees
 from warmer.observe import numbers
-from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +51,7 @@ class Builder:
     serve_argv: Sequence[str]
     environment: Mapping[str, str]
     timeout: float
-    trust: Trust = ANYBODY
+    trust: Trust
 
 
 def build(

@@ -35,7 +35,6 @@ from warmer.errors import BusyError, IntegrityError, VolumeError, using
 from warmer.fill import locks
 from warmer.layout import KEY, SEAL
 from warmer.observe import inventory, numbers
-from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -74,8 +73,8 @@ def publish(
     after: int,
     source: str,
     seconds: float,
+    trust: Trust,
     needs: Mapping[str, int] | None = None,
-    trust: Trust = ANYBODY,
 ) -> int:
     """Publish what is staged as the generation after `after`.
 

@@ -21,7 +21,6 @@ from warmer.fill import archive, members
 from warmer.layout import MANIFEST
 from warmer.observe import inventory
 from warmer.seal import ForeignSealError, Seal
-from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
     from warmer.layout import Volume, WarmDir
@@ -32,7 +31,7 @@ _SIDE_BY_SIDE: Final = 8
 
 
 def read_manifest(
-    volume: Volume, key: Key, generation: int, *, trust: Trust = ANYBODY
+    volume: Volume, key: Key, generation: int, *, trust: Trust
 ) -> tuple[members.Manifest, str]:
     """Read a published generation's manifest, checked against its seal, and that by who signed it.
 
@@ -130,7 +129,7 @@ def intact(volume: Volume, key: Key, generation: int) -> bool:
 
 
 def restore(
-    volume: Volume, warm: WarmDir, key: Key, generation: int, *, trust: Trust = ANYBODY
+    volume: Volume, warm: WarmDir, key: Key, generation: int, *, trust: Trust
 ) -> members.Manifest:
     """Unpack a generation into the warm dir and record it.
 
@@ -165,8 +164,11 @@ def restore(
     return manifest
 
 
-def forget(warm: WarmDir, kind: Kind) -> None:
+def forget(warm: WarmDir, kind: Kind) -> bool:
     """Drop the kind's tree and its record: what is there must not be taken for a piece.
+
+    Returns:
+        Whether there was a tree.
 
     Raises:
         VolumeError: the warm dir failed.
@@ -178,6 +180,8 @@ def forget(warm: WarmDir, kind: Kind) -> None:
             old = f"{tree}.{secrets.token_hex(4)}"
             os.rename(tree, old)
             shutil.rmtree(old, ignore_errors=True)
+            return True
+    return False
 
 
 def distrust(warm: WarmDir, kind: Kind) -> None:

@@ -21,7 +21,6 @@ from warmer.fill import archive, members, publish, restore, stagings
 from warmer.layout import ARCHIVE, MANIFEST, SEAL
 from warmer.observe import inventory, numbers
 from warmer.seal import LONGEST, SealedFile
-from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 
-def prepare(volume: Volume, warm: WarmDir, key: Key, held: Held, *, trust: Trust = ANYBODY) -> None:
+def prepare(volume: Volume, warm: WarmDir, key: Key, held: Held, *, trust: Trust) -> None:
     """Bring the kind's tree to what is sealed, or to nothing, and record neither.
 
     Until the run has ended well, the tree is no piece: a record would outlive a kill.
@@ -57,7 +56,7 @@ def publish_shared(
     claims: Claims,
     wait: float,
     seconds: float,
-    trust: Trust = ANYBODY,
+    trust: Trust,
 ) -> int:
     """Publish a shared kind if the run added to it; return the generation that now holds it.
 
@@ -123,7 +122,7 @@ def publish_tree(
     after: int,
     seconds: float,
     needs: Mapping[str, int] | None = None,
-    trust: Trust = ANYBODY,
+    trust: Trust,
 ) -> int:
     """Publish the kind's tree as it is, and record that it is what the generation holds."""
     staging = stagings.begin(volume, key)

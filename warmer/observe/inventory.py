@@ -19,7 +19,6 @@ from warmer.errors import IntegrityError, VolumeError, using
 from warmer.layout import KEY, SEAL, Volume, WarmDir
 from warmer.model import KERNEL_KINDS, Held, Inventory, Key, Kind, Nearest
 from warmer.observe import numbers
-from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -52,7 +51,7 @@ def observe(
     warm: WarmDir,
     wanted: Mapping[Kind, Key],
     *,
-    trust: Trust = ANYBODY,
+    trust: Trust,
     neighbours: bool = True,
 ) -> Inventory:
     """Judge every wanted piece.
@@ -79,7 +78,7 @@ def observe(
             found = keys.nearest(key, others.items())
             if found is not None:
                 nearest[kind] = found
-            rate = _rate(volume, kind, [key.digest, *others])
+            rate = _rate(volume, kind, [key.digest, *others], trust)
             if rate is not None:
                 rates[kind] = rate
     restored = {k: _restored(warm, wanted[k], h) for k, h in held.items() if k in KERNEL_KINDS}
@@ -122,7 +121,7 @@ def read_seal(directory: str) -> tuple[seal.Seal, bytes]:
 
 
 def judge_generation(  # noqa: PLR0911 - one return per verdict reads best
-    volume: Volume, key: Key, number: int, trust: Trust = ANYBODY
+    volume: Volume, key: Key, number: int, *, trust: Trust
 ) -> tuple[Held, seal.Seal | None]:
     """Judge one published generation by its seal, who signed it, and the sizes of its files."""
     directory = volume.generation(key.kind, key.digest, number)
@@ -176,7 +175,7 @@ def _judge(volume: Volume, key: Key, trust: Trust, seals: dict[Kind, seal.Seal])
         return Held("absent", "nothing is published under this key")
     worst: Held | None = None
     for number in there:
-        held, record = judge_generation(volume, key, number, trust)
+        held, record = judge_generation(volume, key, number, trust=trust)
         if held.verdict == "sealed" and record is not None:
             seals[key.kind] = record
             return held
@@ -189,6 +188,8 @@ def _stale(held: Mapping[Kind, Held], seals: Mapping[Kind, seal.Seal]) -> dict[K
     found: dict[Kind, Held] = {}
     for kind, record in seals.items():
         for other in KERNEL_KINDS:
+            if other == kind:  # it is beside itself
+                continue
             need = record.needs.get(other, 0)
             if other in held and held[other].verdict == "sealed" and held[other].generation < need:
                 reason = (
@@ -235,14 +236,19 @@ def _neighbours(volume: Volume, key: Key) -> Iterator[tuple[str, Mapping[str, An
             yield digest, factors
 
 
-def _rate(volume: Volume, kind: Kind, digests: list[str]) -> float | None:
-    """Median of what earlier fills recorded: bytes per second for weights, else seconds."""
+def _rate(volume: Volume, kind: Kind, digests: list[str], trust: Trust) -> float | None:
+    """Median of what earlier fills recorded: bytes per second for weights, else seconds.
+
+    Seals that do not speak for their place, or that nobody vouches for who is trusted, say nothing.
+    """
     seen: list[float] = []
     for digest in digests[:16]:
         for number in numbers.generations(volume, kind, digest)[:1]:
             try:
                 record, _ = read_seal(volume.generation(kind, digest, number))
             except (OSError, IntegrityError, seal.ForeignSealError):
+                continue
+            if objection(record, Key.known(kind, digest), number, trust):
                 continue
             if record.seconds > 0:
                 seen.append(record.size / record.seconds if kind == "weights" else record.seconds)
