@@ -42,9 +42,7 @@ _GONE = (errno.ENOENT, errno.ENOTDIR)
 _LONGEST = 16 << 20  # bytes of a record, as in warmer.seal
 
 
-class _ProblemError(Exception):
-    """One piece's verdict, when it is not warm."""
-
+class _ProblemError(Exception):  # one piece's verdict, when it is not warm
     def __init__(self, code: int, verdict: str, reason: str) -> None:
         super().__init__(reason)
         self.code, self.verdict, self.reason = code, verdict, reason
@@ -77,7 +75,8 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         print(json.dumps({"schema_version": 1, "warm": code == WARM, "code": code, "pieces": rows}))
     else:
         for row in rows:
-            print(f"{row['verdict']}: {row['kind']} {row['key'][:12]} {row['reason']}".rstrip())
+            said = f"{row['verdict']}: {row['kind']} {row['key'][:12]} {row['reason']}".rstrip()
+            print("".join(c if c.isprintable() else "?" for c in said))  # others name files
     return code
 
 

@@ -10,6 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Final
 
 from warmer.model import KERNEL_KINDS, Held, Inventory, Key, Kind, OnMiss, Plan, Step, Wanted
+from warmer.secrecy import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 ASSUMED_RATE: Final = 200e6
 """Bytes per second taken for a download where the volume has no record of one."""
 _DERIVED: Final = ("argv.", "env.")
+_SHOWN: Final = 80
+"""Characters of a factor's name in a reason: a neighbour's may have any number."""
 UNPREDICTED: Final = 600.0
 """Seconds to wait for a step of which nothing is known; chosen, not measured."""
 
@@ -120,5 +123,7 @@ def _why(have: Held, held: Inventory, kind: Kind) -> str:
     names = sorted(
         (d.factor for d in nearest.differences), key=lambda name: name.startswith(_DERIVED)
     )
-    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    shown = ", ".join(printable(name, _SHOWN) for name in names[:4]) + (
+        f" and {len(names) - 4} more" if len(names) > 4 else ""
+    )
     return f"{have.reason}; the nearest differs in {shown}"

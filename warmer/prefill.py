@@ -139,7 +139,7 @@ def _drop_foreign(s: Situation) -> None:
     trees = [kind for kind in KERNEL_KINDS if kind not in held or not held[kind].restored]
     dropped = [kind for kind in trees if restore.forget(s.warm, kind)]
     if dropped:
-        _log.warning("kernels that nobody trusted signed are removed", kinds=dropped)
+        _log.warning("kernels that are not known to be trusted are removed", kinds=dropped)
         write.withdraw(s.warm)
 
 

@@ -134,7 +134,7 @@ def parse(data: bytes, *, where: str) -> Seal:
     except (ValueError, TypeError, KeyError, RecursionError) as exc:
         raise _malformed(where, "no JSON object with a schema_version") from exc
     if version != SCHEMA_VERSION:
-        raise ForeignSealError(f"schema_version {version!r}, expected {SCHEMA_VERSION}")
+        raise ForeignSealError(f"schema_version {repr(version)[:40]}, expected {SCHEMA_VERSION}")
     try:
         return Seal(
             kind=_text(record["kind"]),

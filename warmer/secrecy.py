@@ -1,6 +1,6 @@
 """What must not be written anywhere, told by its name or by its shape. Pure.
 
-Nothing here knows a secret in advance: names say that a value is one, and so does a URL that
+Secrets to no file, log or message; to no terminal, what would command it. Nothing here knows a secret in advance: names say that a value is one, and so does a URL that
 carries a password.
 """
 
@@ -44,6 +44,20 @@ def secret_inside(value: Any) -> str | None:
     if isinstance(value, list):
         return next((found for inner in value if (found := secret_inside(inner))), None)
     return None
+
+
+def printable(text: str, most: int | None = None) -> str:
+    """Escape what is no sign to be read; others' names may hold sequences that a terminal obeys.
+
+    Args:
+        text: one line; line ends are escaped too.
+        most: characters shown.
+    """
+    if most is not None and len(text) > most:
+        text = text[: most - 1] + "…"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def redact(text: str, environment: Mapping[str, str]) -> str:

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+import fakeengine
 import runs
 
 from warmer import trust
+from warmer.cli import options
 from warmer.errors import IntegrityError
-from warmer.fill import restore
+from warmer.fill import forked, restore
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
 from warmer.trust import ANYBODY
@@ -242,6 +244,47 @@ def test_a_signing_key_in_the_environment_reaches_nothing_that_is_written(keys, 
         wrong = place.run("plan", env={"WARMER_SIGNING_KEY": text.replace("PRIVATE", "OTHER")})
         assert wrong.code == 2
         assert secret not in wrong.out + wrong.err
+
+
+def test_no_process_that_warmer_asks_of_the_machine_is_given_the_signing_key(keys, tmp_path):
+    """Neither the engine's Python nor nvidia-smi; and what is asked is what is shown here."""
+    with open(keys[0], encoding="ascii") as f:
+        text = f.read()
+    with runs.place(tmp_path) as place:
+        cuda = fakeengine.make_engine(tmp_path / "cuda", torch="2.13.0+cu130", cuda="13.0")
+        asked = []
+        for path in (cuda.python, f"{cuda.bin}/nvidia-smi"):
+            os.rename(path, f"{path}.real")
+            asked.append(Path(f"{path}.asked"))
+            Path(path).write_text(f'#!/bin/sh\nenv >{path}.asked\nexec {path}.real "$@"\n')
+            os.chmod(path, 0o755)
+        env = {"WARMER_SIGNING_KEY": text, "SHOWN": "yes", "PATH": f"{cuda.bin}:{os.defpath}"}
+        done = place.but(engine=cuda).run("plan", "--json", env=env)
+        assert done.code == 1, done
+        for path in asked if not os.path.exists("/dev/nvidiactl") else asked[:1]:
+            said = path.read_text()
+            assert "SHOWN=yes" in said
+            assert "WARMER_" not in said
+            assert text.splitlines()[1] not in said
+
+
+def test_a_worker_is_not_given_the_signing_key(keys, tmp_path, monkeypatch):
+    with open(keys[0], encoding="ascii") as f:
+        monkeypatch.setenv("WARMER_SIGNING_KEY", f.read())
+    monkeypatch.setenv("SHOWN", "yes")
+    values = {"volume": "/v", "warm_dir": "/w", "model": "org/x", "signing_key": keys[0]}
+    settings = options.read(values)
+    assert settings.trust.signing
+
+    def main():
+        os.write(1, json.dumps(dict(os.environ)).encode())
+
+    child = forked.fork(main, settings.environment)
+    said = json.loads(child.reports.read())
+    assert child.wait(10) == 0
+    child.close()
+    assert said["SHOWN"] == "yes"
+    assert "WARMER_SIGNING_KEY" not in said
 
 
 def test_a_signing_key_that_readers_would_not_trust_is_2(unsigned, keys):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
-from warmer import __version__
+from warmer import __version__, secrecy
 from warmer.cli import logs
 from warmer.errors import EXIT_BUG, EXIT_OK, TerminatedError, UsageError, WarmerError
 
@@ -127,7 +127,8 @@ def _explain(exc: WarmerError, *, as_json: bool) -> None:
     if as_json:
         error = {"code": exc.exit_code, "reason": exc.reason, "message": message, "hint": hint}
         sys.stdout.write(json.dumps({"error": error}) + "\n")
-    sys.stderr.write(f"warmer: {message}\n")
+    lines = map(secrecy.printable, message.split("\n"))  # the engine's last lines may follow
+    sys.stderr.write("\n".join(["warmer: " + next(lines), *lines]) + "\n")
     if hint:
         sys.stderr.write(f"hint: {hint}\n")
 

@@ -14,6 +14,7 @@ from warmer.cli.options import option
 from warmer.errors import EXIT_NOT_WARM, EXIT_OK
 from warmer.layout import Volume
 from warmer.quantities import parse_duration, parse_size, show_bytes
+from warmer.secrecy import printable
 
 if TYPE_CHECKING:
     from warmer.collect.decide import Step
@@ -107,9 +108,10 @@ def _table(outcome: Outcome) -> None:
     wide = max((len(name) for _, name, _, _ in rows), default=0)
     for action, name, size, why in rows:
         weight = show_bytes(size) if size else ""
-        click.echo(f"{action:<9} {name:<{wide}}  {weight:>9}  {why}".rstrip())
+        line = f"{action:<9} {name:<{wide}}  {weight:>9}  {why}".rstrip()
+        click.echo(printable(line))  # owners and strays are named by others
     for doubt in outcome.decision.doubts:
-        click.echo(f"cannot read the record of use {doubt}")
+        click.echo(printable(f"cannot read the record of use {doubt}"))
     would = "would be " if outcome.dry else ""
     click.echo(
         f"{show_bytes(outcome.size('hide'))} {would}hidden, "

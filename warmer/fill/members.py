@@ -110,7 +110,7 @@ def parse(data: bytes, *, where: str) -> Manifest:
     try:
         record = json.loads(data)
         if record["schema_version"] != SCHEMA_VERSION:
-            raise refuse(where, f"schema_version {record['schema_version']!r}")
+            raise refuse(where, f"schema_version {repr(record['schema_version'])[:40]}")
         if len(record["files"]) + len(record["empty"]) > MOST:
             raise refuse(where, f"more than {MOST} files")
         members = {m.path: m for m in (_member(f) for f in record["files"])}
