@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from warmer import secrecy
 from warmer.errors import SourceError, VolumeError
 from warmer.fill import kernels, progress, publish, restore, weights, workers
 from warmer.handoff import write
@@ -158,6 +159,7 @@ def _builder(s: Situation, stack: Stack) -> kernels.Builder:
         environment=s.how.build_env,
         timeout=s.settings.engine_timeout,
         trust=s.settings.trust,
+        secrets=secrecy.secrets(s.settings.environment),
     )
 
 

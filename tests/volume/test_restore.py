@@ -283,7 +283,14 @@ def test_a_stop_is_not_lost_where_what_the_engine_left_cannot_be_removed(volume,
 
     held = inventory.observe(volume, warm, keys, trust=ANYBODY).held
     builder = kernels.Builder(
-        [sys.executable, str(script)], sys.executable, "/model", [], os.environ, 60, trust=ANYBODY
+        [sys.executable, str(script)],
+        sys.executable,
+        "/model",
+        [],
+        os.environ,
+        60,
+        trust=ANYBODY,
+        secrets={},
     )
     lock = FileLock(volume, me="me")
     how = {"builder": builder, "claims": Claims(lambda: lock), "wait": 1, "tick": stop}
@@ -320,6 +327,7 @@ def test_an_engine_killed_while_it_builds_leaves_no_record_of_a_restored_tree(
             os.environ,
             60,
             trust=ANYBODY,
+            secrets={},
         )
         lock = FileLock(volume, me="me")
         claims = Claims(lambda: lock)

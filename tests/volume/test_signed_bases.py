@@ -42,7 +42,9 @@ def build(place, by, *names, meanwhile=None):
     if meanwhile:
         meanwhile()
     claims = Claims(lambda: FileLock(volume, me="a test"))
-    return trees.publish_shared(volume, warm, KEY, claims=claims, wait=5, seconds=1, trust=by)
+    return trees.publish_shared(
+        volume, warm, KEY, claims=claims, wait=5, seconds=1, trust=by, secrets={}
+    )
 
 
 def packed(place, number):

@@ -17,7 +17,7 @@ import structlog
 from warmer import regular
 from warmer.errors import VolumeError, using
 from warmer.families import excluded
-from warmer.fill import archive, members, publish, restore, stagings
+from warmer.fill import archive, leaks, members, publish, restore, stagings
 from warmer.layout import ARCHIVE, MANIFEST, SEAL
 from warmer.observe import inventory, numbers
 from warmer.seal import LONGEST, SealedFile
@@ -57,6 +57,7 @@ def publish_shared(
     wait: float,
     seconds: float,
     trust: Trust,
+    secrets: Mapping[str, str],
 ) -> int:
     """Publish a shared kind if the run added to it; return the generation that now holds it.
 
@@ -70,6 +71,7 @@ def publish_shared(
         stagings.sweep(volume, key, grant)
         look = inventory.observe(volume, warm, {key.kind: key}, trust=trust, neighbours=False)
         held = look.held[key.kind]
+        _clean(warm, key, secrets)
         if held.verdict == "sealed":
             mine = set(_scan(warm, key).members)
             theirs, seal_sha256 = restore.read_manifest(volume, key, held.generation, trust=trust)
@@ -79,7 +81,14 @@ def publish_shared(
                 restore.record(warm, key, held.generation, seal_sha256)
                 return held.generation
         return publish_tree(
-            volume, warm, key, grant=grant, after=after, seconds=seconds, trust=trust
+            volume,
+            warm,
+            key,
+            grant=grant,
+            after=after,
+            seconds=seconds,
+            trust=trust,
+            secrets=secrets,
         )
 
 
@@ -109,6 +118,20 @@ def _merge(
         shutil.rmtree(mine, ignore_errors=True)
 
 
+def _clean(warm: WarmDir, key: Key, secrets: Mapping[str, str]) -> None:
+    with using("the warm dir"):
+        found = leaks.remove(warm.tree(key.kind), excluded(key.kind), secrets)
+    for path, name in found.items():
+        _log.warning(
+            "the engine wrote a secret into its cache: the file is removed, not published",
+            kind=key.kind,
+            file=path
+            if path.isprintable() and secrets[name] not in path
+            else "(its name holds it)",
+            variable=name,
+        )
+
+
 def _scan(warm: WarmDir, key: Key) -> members.Manifest:
     return members.scan(warm.tree(key.kind), excluded(key.kind))
 
@@ -123,8 +146,13 @@ def publish_tree(
     seconds: float,
     needs: Mapping[str, int] | None = None,
     trust: Trust,
+    secrets: Mapping[str, str],
 ) -> int:
-    """Publish the kind's tree as it is, and record that it is what the generation holds."""
+    """Publish the kind's tree as it is, and record that it is what the generation holds.
+
+    Files that hold one of the secrets (name → value) are removed first.
+    """
+    _clean(warm, key, secrets)
     staging = stagings.begin(volume, key)
     with stagings.staged(staging, grant):
         with using("the warm dir or the volume"):
