@@ -41,7 +41,10 @@ def told(guests, case):
 
 def wrong(found):
     """What is not ok; the guest's disk is small."""
-    return {f["name"]: f["verdict"] for f in found.values() if f["verdict"] != "ok"} | {"free": "-", "writers": "-"}
+    return {f["name"]: f["verdict"] for f in found.values() if f["verdict"] != "ok"} | {
+        "free": "-",
+        "writers": "-",
+    }
 
 
 def test_nfs_41_does_all_that_is_needed_and_shows_names_late_to_plain_looks(guests):
@@ -61,7 +64,12 @@ def test_nfs_3_without_locks_is_told_by_its_mount_and_by_the_proof(guests):
     result, both = told(guests, "3")
     assert (result["codes"], result["left"]) == ([0, 0], [])
     for found in both:
-        expected = {"locks by mount": "warn", "locks across pods": "warn", "free": "-", "writers": "-"}
+        expected = {
+            "locks by mount": "warn",
+            "locks across pods": "warn",
+            "free": "-",
+            "writers": "-",
+        }
         assert wrong(found) == expected
         assert found["locks"]["verdict"] == "ok", "on one node they do exclude"
         assert "both pods hold one lock" in found["locks across pods"]["found"]
