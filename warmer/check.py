@@ -4,9 +4,6 @@ One file, the standard library alone, Python 3.9 or newer: a copy of it lies in 
 runs in the server's image as ``python3 -IS /warm/handoff/check.py``. It asks no network and no
 GPU. The fast path imports json and little else (tests/cold asserts the set), and costs one
 ``stat`` per sealed file; ``--deep`` re-hashes every file on the volume.
-
-Exit status: 0 warm · 1 not warm · 2 usage · 3 another owner is filling · 5 bytes differ from the
-seal · 6 the volume failed.
 """
 
 from __future__ import annotations
@@ -14,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import sys
 
 TYPE_CHECKING = False
@@ -41,16 +39,13 @@ filling; 5 bytes differ from the seal; 6 the volume failed.
 
 WARM, NOT_WARM, BAD_USAGE, BUSY, CORRUPT, BROKEN = 0, 1, 2, 3, 5, 6
 _GONE = (errno.ENOENT, errno.ENOTDIR)
+_LONGEST = 16 << 20  # bytes of a record, as in warmer.seal
 
 
-class _ProblemError(Exception):
-    """One piece's verdict, when it is not warm."""
-
+class _ProblemError(Exception):  # one piece's verdict, when it is not warm
     def __init__(self, code: int, verdict: str, reason: str) -> None:
         super().__init__(reason)
-        self.code = code
-        self.verdict = verdict
-        self.reason = reason
+        self.code, self.verdict, self.reason = code, verdict, reason
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -80,7 +75,8 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         print(json.dumps({"schema_version": 1, "warm": code == WARM, "code": code, "pieces": rows}))
     else:
         for row in rows:
-            print(f"{row['verdict']}: {row['kind']} {row['key'][:12]} {row['reason']}".rstrip())
+            said = f"{row['verdict']}: {row['kind']} {row['key'][:12]} {row['reason']}".rstrip()
+            print("".join(c if c.isprintable() else "?" for c in said))  # others name files
     return code
 
 
@@ -96,8 +92,7 @@ def check(warm_dir: str, deep: bool) -> tuple[list[dict[str, Any]], int]:  # noq
             return _unfinished(warm_dir, problem)
         return [_as_row("handoff", "", problem)], problem.code
     except (KeyError, TypeError, AttributeError, ValueError) as exc:
-        malformed = _ProblemError(CORRUPT, "corrupt", f"{path} is malformed: {exc!r}")
-        return [_as_row("handoff", "", malformed)], malformed.code
+        return [_as_row("handoff", "", _corrupt(f"{path} is malformed: {exc!r}"))], CORRUPT
     return rows, max((row.pop("code") for row in rows), default=WARM)
 
 
@@ -113,8 +108,7 @@ def _row(piece: Mapping[str, Any], handoff: Mapping[str, Any], deep: bool) -> di
     if not isinstance(kind, str) or not isinstance(key, str):
         raise TypeError(f"got kind {kind!r}, key {key!r}, expected texts")
     if piece["verdict"] != "sealed":
-        row = _as_row(kind, key, _ProblemError(WARM, "cold", piece["reason"]))
-        return dict(row, code=WARM)
+        return dict(_as_row(kind, key, _ProblemError(WARM, "cold", piece["reason"])), code=WARM)
     try:
         if kind == "weights":
             _sealed(piece, deep)
@@ -124,8 +118,7 @@ def _row(piece: Mapping[str, Any], handoff: Mapping[str, Any], deep: bool) -> di
             if deep:
                 _sealed(piece, deep)
     except ValueError as exc:  # a path no system call takes
-        malformed = _ProblemError(CORRUPT, "corrupt", f"a malformed path: {exc}")
-        return dict(_as_row(kind, key, malformed), code=malformed.code)
+        return dict(_as_row(kind, key, _corrupt(f"a malformed path: {exc}")), code=CORRUPT)
     except _ProblemError as problem:
         return dict(_as_row(kind, key, problem), code=problem.code)
     return {"kind": kind, "key": key, "verdict": "warm", "reason": "", "code": WARM}
@@ -133,27 +126,27 @@ def _row(piece: Mapping[str, Any], handoff: Mapping[str, Any], deep: bool) -> di
 
 def _sealed(piece: Mapping[str, Any], deep: bool) -> None:  # noqa: FBT001 - as check
     directory = piece["directory"]
-    _ask(_reopen, os.path.dirname(directory))
+    # It makes NFS fetch the directory's attributes anew, or a new name stays unseen for 25 s.
+    _ask(lambda at: os.close(os.open(at, os.O_RDONLY | os.O_DIRECTORY)), os.path.dirname(directory))
     path = os.path.join(directory, "seal.json")
     seal = _load(path)
     try:
         same = all(seal[name] == piece[name] for name in ("kind", "key", "generation"))
         files = [(f["path"], f["size"], f["sha256"]) for f in seal["files"]]
     except (KeyError, TypeError) as exc:
-        raise _ProblemError(CORRUPT, "corrupt", f"{path} is malformed: {exc!r}") from exc
+        raise _corrupt(f"{path} is malformed: {exc!r}") from exc
     if not same:
         raise _ProblemError(CORRUPT, "foreign", f"{path} is the seal of another piece")
-    if deep:
-        files.append(("seal.json", None, piece["seal_sha256"]))
+    files.append(("seal.json", None, piece["seal_sha256"]))
     for name, size, sha256 in files:
         file = os.path.join(directory, name)
-        found = _ask(os.stat, file).st_size
-        if size is not None and found != size:
-            raise _ProblemError(
-                CORRUPT, "corrupt", f"{file} has {found} bytes, its seal says {size}"
-            )
+        info = _ask(os.lstat, file)
+        if not stat.S_ISREG(info.st_mode):
+            raise _corrupt(f"{file} is no regular file")
+        if size not in (None, info.st_size):
+            raise _corrupt(f"{file} has {info.st_size} bytes, its seal says {size}")
         if deep and _ask(_hash, file) != sha256:
-            raise _ProblemError(CORRUPT, "corrupt", f"{file} has not the sha256 its seal says")
+            raise _corrupt(f"{file} has not the sha256 its seal says")
 
 
 def _restored(piece: Mapping[str, Any]) -> None:
@@ -206,26 +199,21 @@ def _locked(path: str) -> bool:
     import struct  # noqa: PLC0415 - as above
 
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
+        with open(_open(path), "rb") as f:
+            ask = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
+            answer = fcntl.fcntl(f, getattr(fcntl, "F_OFD_GETLK", 36), ask)
+            return bool(struct.unpack("hhqqi4x", answer)[0] != fcntl.F_UNLCK)
+    except (OSError, _ProblemError):
         return False
-    try:
-        ask = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
-        answer = fcntl.fcntl(descriptor, getattr(fcntl, "F_OFD_GETLK", 36), ask)
-        return bool(struct.unpack("hhqqi4x", answer)[0] != fcntl.F_UNLCK)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
 
 
 def _load(path: str) -> Any:
     try:
         value = json.loads(_ask(_read, path))
     except (ValueError, RecursionError) as exc:
-        raise _ProblemError(CORRUPT, "corrupt", f"{path} is not JSON: {exc}") from exc
+        raise _corrupt(f"{path} is not JSON: {exc}") from exc
     if not isinstance(value, dict):
-        raise _ProblemError(CORRUPT, "corrupt", f"{path} holds no JSON object")
+        raise _corrupt(f"{path} holds no JSON object")
     return value
 
 
@@ -236,24 +224,35 @@ def _ask(call: Callable[[str], Any], path: str) -> Any:
         raise _problem(exc, path) from exc
 
 
+def _corrupt(reason: str) -> _ProblemError:
+    return _ProblemError(CORRUPT, "corrupt", reason)
+
+
+def _open(path: str) -> int:
+    """Open a regular file and nothing else: at a pipe, a probe would wait for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise _corrupt(f"{path} is no regular file")
+
+
 def _read(path: str) -> bytes:
-    with open(path, "rb") as f:
-        return f.read()
+    with open(_open(path), "rb") as f:
+        data = f.read(_LONGEST + 1)
+    if len(data) > _LONGEST:
+        raise _corrupt(f"{path} has more than {_LONGEST} bytes")
+    return data
 
 
 def _hash(path: str) -> str:
     import hashlib  # noqa: PLC0415 - only for --deep
 
     digest = hashlib.sha256()
-    with open(path, "rb") as f:
+    with open(_open(path), "rb") as f:
         for chunk in iter(lambda: f.read(1 << 20), b""):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _reopen(directory: str) -> None:
-    """Make NFS fetch the directory's attributes anew, or a new name stays unseen for 25 s."""
-    os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
 
 
 def _problem(exc: OSError, path: str) -> _ProblemError:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from warmer.fill.locks.file import FileGrant
     from warmer.layout import Volume
     from warmer.model import Kind
+    from warmer.trust import Trust
     from warmer.urls import LockUrl
 
 _log = structlog.get_logger(__name__)
@@ -70,6 +71,7 @@ def collect(
     volume: Volume,
     lock: LockUrl,
     *,
+    trust: Trust,
     keep: float = DEFAULT_KEEP,
     grace: float = DEFAULT_GRACE,
     min_free: int | None = None,
@@ -81,6 +83,7 @@ def collect(
     Args:
         volume: which.
         lock: the one that prefills on it use.
+        trust: whose kernels they restore.
         keep: seconds for which a use counts.
         grace: seconds between hiding and removing.
         min_free: bytes that are enough; see `decide`.
@@ -102,7 +105,7 @@ def collect(
     inventory.require(volume)
     _warn(volume, keep=keep)
     with contextlib.nullcontext() if dry else alone(volume, me=me):
-        look = census.take(volume, dry=dry)
+        look = census.take(volume, trust=trust, dry=dry)
         outcome = Outcome(decide(look, keep=keep, grace=grace, min_free=min_free), dry)
         _doubt(outcome)
         if not dry:

@@ -10,6 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Final
 
 from warmer.model import KERNEL_KINDS, Held, Inventory, Key, Kind, OnMiss, Plan, Step, Wanted
+from warmer.secrecy import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 ASSUMED_RATE: Final = 200e6
 """Bytes per second taken for a download where the volume has no record of one."""
 _DERIVED: Final = ("argv.", "env.")
+_SHOWN: Final = 80
+"""Characters of a factor's name in a reason: a neighbour's may have any number."""
 UNPREDICTED: Final = 600.0
 """Seconds to wait for a step of which nothing is known; chosen, not measured."""
 
@@ -57,7 +60,9 @@ def plan(
     return Plan(tuple(steps), without, dict(wanted.unneeded))
 
 
-def patience(step: Step, policy: OnMiss, *, chosen: float | None, lease: float) -> float:
+def patience(
+    step: Step, policy: OnMiss, *, chosen: float | None, lease: float, longest: float
+) -> float:
     """Seconds to wait for another owner to do a step.
 
     No longer than doing it oneself is predicted to take, where the pod can start without: that
@@ -69,6 +74,8 @@ def patience(step: Step, policy: OnMiss, *, chosen: float | None, lease: float) 
         policy: what it means for the pod not to have it.
         chosen: ``--wait``, which settles it.
         lease: seconds after which a dead owner is succeeded.
+        longest: seconds that a build may take here (``--engine-timeout``). What seals say of
+            earlier ones is believed up to that, where the pod can start without.
     """
     if chosen is not None:
         return chosen
@@ -76,7 +83,7 @@ def patience(step: Step, policy: OnMiss, *, chosen: float | None, lease: float) 
         return UNPREDICTED
     if policy == "fail":
         return max(UNPREDICTED, 2 * step.seconds)
-    return max(step.seconds, 2 * lease)
+    return max(min(step.seconds, longest), 2 * lease)
 
 
 def _restore(key: Key, have: Held) -> Step:
@@ -116,5 +123,7 @@ def _why(have: Held, held: Inventory, kind: Kind) -> str:
     names = sorted(
         (d.factor for d in nearest.differences), key=lambda name: name.startswith(_DERIVED)
     )
-    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    shown = ", ".join(printable(name, _SHOWN) for name in names[:4]) + (
+        f" and {len(names) - 4} more" if len(names) > 4 else ""
+    )
     return f"{have.reason}; the nearest differs in {shown}"

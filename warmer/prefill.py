@@ -92,6 +92,7 @@ def prefill(settings: Settings) -> Outcome:
         restore.sweep(warm)
         with outcome.timed("observe"):
             situation = look(settings, wished=lambda s: _use(s, outcome))
+            _drop_foreign(situation)
         for kind, reason in situation.plan.without.items():
             _without(situation, outcome, kind, _not_warm(kind, reason))
         if not situation.plan.empty:
@@ -124,6 +125,22 @@ def _use(s: Situation, outcome: Outcome) -> None:
     found = {kind: held[kind].generation if kind in held else usage.ANY for kind in keys}
     pieces = (usage.Piece(kind, key.digest, found[kind]) for kind, key in keys.items())
     uses.record(s.volume, s.warm, pieces, owner=s.settings.me)
+
+
+def _drop_foreign(s: Situation) -> None:
+    """Where kernels must be signed, empty at once the trees of which the look knows no such thing.
+
+    They may be from before keys were asked for, and whatever fails from here on, no server may run
+    them. The trees go first: without them, what the old handoff starts is cold.
+    """
+    if not s.settings.trust.keys:
+        return
+    held = s.held.held
+    trees = [kind for kind in KERNEL_KINDS if kind not in held or not held[kind].restored]
+    dropped = [kind for kind in trees if restore.forget(s.warm, kind)]
+    if dropped:
+        _log.warning("kernels that are not known to be trusted are removed", kinds=dropped)
+        write.withdraw(s.warm)
 
 
 def _clear(s: Situation, outcome: Outcome) -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SCHEMA_VERSION: Final = 1
+LONGEST: Final = 16 << 20
+"""Bytes of a seal at most: some 80,000 files. A longer one is neither written nor read."""
+
 _MOST: Final = 1 << 63
 _SHOWN: Final = 300
 _HEX: Final = frozenset("0123456789abcdef")
@@ -131,7 +134,7 @@ def parse(data: bytes, *, where: str) -> Seal:
     except (ValueError, TypeError, KeyError, RecursionError) as exc:
         raise _malformed(where, "no JSON object with a schema_version") from exc
     if version != SCHEMA_VERSION:
-        raise ForeignSealError(f"schema_version {version!r}, expected {SCHEMA_VERSION}")
+        raise ForeignSealError(f"schema_version {repr(version)[:40]}, expected {SCHEMA_VERSION}")
     try:
         return Seal(
             kind=_text(record["kind"]),

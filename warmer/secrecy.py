@@ -1,6 +1,6 @@
 """What must not be written anywhere, told by its name or by its shape. Pure.
 
-Nothing here knows a secret in advance: names say that a value is one, and so does a URL that
+Secrets to no file, log or message; to no terminal, what would command it. Nothing here knows a secret in advance: names say that a value is one, and so does a URL that
 carries a password.
 """
 
@@ -18,6 +18,8 @@ _NAME: Final = re.compile(
     re.IGNORECASE,
 )
 _USERINFO: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_TELLING: Final = 8
+"""Characters a value must have for a file that holds it to be kept from the volume."""
 _SHORTEST: Final = 6
 """Characters a value must have to be looked for in texts: shorter ones would hit words."""
 
@@ -44,6 +46,29 @@ def secret_inside(value: Any) -> str | None:
     if isinstance(value, list):
         return next((found for inner in value if (found := secret_inside(inner))), None)
     return None
+
+
+def printable(text: str, most: int | None = None) -> str:
+    """Escape what is no sign to be read; others' names may hold sequences that a terminal obeys.
+
+    Args:
+        text: one line; line ends are escaped too.
+        most: characters shown.
+    """
+    if most is not None and len(text) > most:
+        text = text[: most - 1] + "…"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """The secrets that an environment holds and that can be told from words: name → value."""
+    found = {n: v for n, v in environment.items() if secret_name(n)}
+    for name, value in environment.items():
+        if (login := _USERINFO.search(value)) is not None:
+            found[name] = login[0].rpartition(":")[2]
+    return {name: value for name, value in found.items() if len(value) >= _TELLING}
 
 
 def redact(text: str, environment: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from warmer import secrecy
 from warmer.errors import SourceError, VolumeError
 from warmer.fill import kernels, progress, publish, restore, weights, workers
 from warmer.handoff import write
@@ -158,6 +159,7 @@ def _builder(s: Situation, stack: Stack) -> kernels.Builder:
         environment=s.how.build_env,
         timeout=s.settings.engine_timeout,
         trust=s.settings.trust,
+        secrets=secrecy.secrets(s.settings.environment),
     )
 
 
@@ -175,7 +177,8 @@ def set_aside(s: Situation, claims: Claims) -> None:
         wait = 2 * s.settings.lock.lease if s.settings.wait is None else s.settings.wait
         with claims.claim(key, wait=wait, filled=lambda: False):
             held = _look(s, {kind: key})[kind]  # another pod may have been here meanwhile
-            if held.verdict == "sealed" and not restore.intact(s.volume, key, held.generation):
+            whole = held.verdict in ("sealed", "stale")
+            if whole and not restore.intact(s.volume, key, held.generation):
                 place = publish.quarantine(s.volume, key, held.generation)
                 _log.warning("quarantined", kind=kind, key=key.short, place=place)
 
@@ -221,4 +224,10 @@ def _kernel_keys(s: Situation) -> dict[Kind, Key]:
 
 def _wait(s: Situation, step: Step) -> float:
     policy = s.settings.policy(step.kind)
-    return patience(step, policy, chosen=s.settings.wait, lease=s.settings.lock.lease)
+    return patience(
+        step,
+        policy,
+        chosen=s.settings.wait,
+        lease=s.settings.lock.lease,
+        longest=s.settings.engine_timeout,
+    )

@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+import fakeengine
 import runs
 
 from warmer import trust
+from warmer.cli import options
 from warmer.errors import IntegrityError
-from warmer.fill import restore
+from warmer.fill import forked, restore
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
+from warmer.trust import ANYBODY
 
 KERNELS = ("compile",)
 """What the engine of these tests has: a CPU's."""
@@ -174,6 +177,55 @@ def test_what_is_swapped_after_the_look_is_refused_at_the_restore(unsigned, keys
     assert not os.path.exists(warm.tree("compile"))
 
 
+def test_a_base_whose_unsigned_needs_were_edited_is_set_aside_where_it_is_corrupt(
+    signed, keys, tmp_path
+):
+    pod = another_pod(signed, tmp_path)
+    (top,) = pod.generations("compile")
+    seal = json.loads(Path(top, "seal.json").read_bytes())
+    Path(top, "seal.json").write_text(json.dumps(seal | {"needs": {"compile": 99}}))
+    (archive,) = Path(top).glob("*.tar.zst")
+    runs.flip(str(archive))
+    done = pod.warmed("--signing-key", keys[0])
+    assert done.json["warm"] is True, done
+    assert [Path(path).name for path in pod.generations("compile")] == ["2"]
+    assert pod.run("plan", *trusting(keys[0])).code == 0
+
+
+def test_kernels_from_before_keys_were_asked_for_are_gone_though_the_prefill_fails(
+    unsigned, keys, tmp_path
+):
+    pod = another_pod(unsigned, tmp_path)
+    pod.warmed("--compile", "never")
+    tree = f"{pod.warm}/cache/compile"
+    assert [names for _, _, names in os.walk(tree) if names]
+    assert os.path.exists(f"{pod.warm}/handoff/handoff.json")
+    fails = ("--on-miss", "kernels=fail")
+    result = pod.run("prefill", "--json", *trusting(keys[0]), *fails)
+    runs.failed(result, 1, "not-warm", "not trusted")
+    assert not os.path.exists(tree)
+    assert not os.path.exists(f"{tree}.restored.json")
+    assert not os.path.exists(f"{pod.warm}/handoff/handoff.json")
+    assert pod.run("check").code == 1
+
+
+def test_a_trusted_tree_is_left_alone_by_the_next_prefill(signed, keys, tmp_path):
+    pod = another_pod(signed, tmp_path)
+    pod.warmed(*trusting(keys[0]))
+    paths = (f"{pod.warm}/cache/compile", f"{pod.warm}/handoff/handoff.json")
+    before = [os.stat(path).st_ino for path in paths]
+    pod.warmed(*trusting(keys[0]))
+    assert [os.stat(path).st_ino for path in paths] == before
+
+
+def test_gc_reads_whose_kernels_count(signed, keys):
+    argv = [*runs.WARMER, "gc", "--volume", signed.volume, "--dry-run", "--json"]
+    good = runs.finish(runs.spawn([*argv, *trusting(keys[0])], signed.env()))
+    assert good.code == 0, good
+    env = signed.env({"WARMER_TRUSTED_KEYS": " "})
+    runs.failed(runs.finish(runs.spawn(argv, env)), 2, "empty-key", "WARMER_TRUSTED_KEYS")
+
+
 def test_a_signing_key_in_the_environment_reaches_nothing_that_is_written(keys, tmp_path):
     with open(keys[0], encoding="ascii") as f:
         text = f.read()
@@ -192,6 +244,47 @@ def test_a_signing_key_in_the_environment_reaches_nothing_that_is_written(keys, 
         wrong = place.run("plan", env={"WARMER_SIGNING_KEY": text.replace("PRIVATE", "OTHER")})
         assert wrong.code == 2
         assert secret not in wrong.out + wrong.err
+
+
+def test_no_process_that_warmer_asks_of_the_machine_is_given_the_signing_key(keys, tmp_path):
+    """Neither the engine's Python nor nvidia-smi; and what is asked is what is shown here."""
+    with open(keys[0], encoding="ascii") as f:
+        text = f.read()
+    with runs.place(tmp_path) as place:
+        cuda = fakeengine.make_engine(tmp_path / "cuda", torch="2.13.0+cu130", cuda="13.0")
+        asked = []
+        for path in (cuda.python, f"{cuda.bin}/nvidia-smi"):
+            os.rename(path, f"{path}.real")
+            asked.append(Path(f"{path}.asked"))
+            Path(path).write_text(f'#!/bin/sh\nenv >{path}.asked\nexec {path}.real "$@"\n')
+            os.chmod(path, 0o755)
+        env = {"WARMER_SIGNING_KEY": text, "SHOWN": "yes", "PATH": f"{cuda.bin}:{os.defpath}"}
+        done = place.but(engine=cuda).run("plan", "--json", env=env)
+        assert done.code == 1, done
+        for path in asked if not os.path.exists("/dev/nvidiactl") else asked[:1]:
+            said = path.read_text()
+            assert "SHOWN=yes" in said
+            assert "WARMER_" not in said
+            assert text.splitlines()[1] not in said
+
+
+def test_a_worker_is_not_given_the_signing_key(keys, tmp_path, monkeypatch):
+    with open(keys[0], encoding="ascii") as f:
+        monkeypatch.setenv("WARMER_SIGNING_KEY", f.read())
+    monkeypatch.setenv("SHOWN", "yes")
+    values = {"volume": "/v", "warm_dir": "/w", "model": "org/x", "signing_key": keys[0]}
+    settings = options.read(values)
+    assert settings.trust.signing
+
+    def main():
+        os.write(1, json.dumps(dict(os.environ)).encode())
+
+    child = forked.fork(main, settings.environment)
+    said = json.loads(child.reports.read())
+    assert child.wait(10) == 0
+    child.close()
+    assert said["SHOWN"] == "yes"
+    assert "WARMER_SIGNING_KEY" not in said
 
 
 def test_a_signing_key_that_readers_would_not_trust_is_2(unsigned, keys):
@@ -237,5 +330,5 @@ def test_a_seal_of_another_format_at_the_restore_is_5(signed, tmp_path):
     Path(top, "seal.json").write_text(json.dumps(seal | {"schema_version": 99}))
     key = Key.known("compile", top.split("/")[-2])
     with pytest.raises(IntegrityError) as caught:
-        restore.restore(Volume(pod.volume), WarmDir(f"{tmp_path}/warm"), key, 1)
+        restore.restore(Volume(pod.volume), WarmDir(f"{tmp_path}/warm"), key, 1, trust=ANYBODY)
     assert caught.value.reason == "foreign-seal"

@@ -15,7 +15,7 @@ import runs
 import structlog
 import volumes
 
-from warmer import gc
+from warmer import gc, trust
 from warmer.errors import BusyError, UsageError, VolumeError
 from warmer.fill import publish, stagings, uses
 from warmer.fill.locks.file import FileLock
@@ -23,6 +23,7 @@ from warmer.fill.locks.tickets import Tickets
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
 from warmer.observe import mount, numbers
+from warmer.trust import ANYBODY
 from warmer.urls import LockUrl
 from warmer.usage import ANY, Piece
 
@@ -64,7 +65,7 @@ def volume(tmp_path):
 
 
 def collect(volume, **how):
-    return gc.collect(volume, LockUrl(), **{"grace": 0.0, "me": "gc"} | how)
+    return gc.collect(volume, LockUrl(), trust=ANYBODY, **{"grace": 0.0, "me": "gc"} | how)
 
 
 def kept(volume):
@@ -335,3 +336,22 @@ def test_a_power_cut_during_gc_loses_nothing(tmp_path):
                 cuts += 1
             shutil.rmtree(volume.root)
     assert cuts > 3
+
+
+def test_a_signed_generation_is_not_superseded_by_one_that_nobody_signed(tmp_path):
+    trust.generate(str(tmp_path / "key"))
+    me = trust.load(str(tmp_path / "key"), None)
+    volume, warm = Volume(f"{tmp_path}/volume"), WarmDir(f"{tmp_path}/warm")
+    os.makedirs(warm.root)
+    volumes.fill(volume, KERNELS, trust=me)
+    volumes.fill(volume, KERNELS, {"files/planted": b"code"}, after=1)
+    uses.record(volume, warm, [Piece("compile", KERNELS.digest, 2)], owner="a pod")
+    aging.age_all(volume.root, 20)
+    uses.record(volume, warm, [Piece("compile", KERNELS.digest, 2)], owner="a pod")
+    signed = Piece("compile", KERNELS.digest, 1)
+    trusting = gc.collect(volume, LockUrl(), trust=me, dry=True)
+    assert trusting.decision.steps == ()
+    assert "next pod" in trusting.decision.kept[signed][1]
+    assert "not warmer's" in trusting.decision.kept[signed._replace(number=2)][1]
+    (step,) = gc.collect(volume, LockUrl(), trust=ANYBODY, dry=True).decision.steps
+    assert (step.action, step.piece) == ("hide", signed), "who trusts anybody takes the newest"

@@ -13,7 +13,16 @@ sys.path.insert(0, str(HERE.parent / "support"))
 import runs
 
 ALONE = (
-    *("mount", "locks by mount", "free", "writable", "fsync", "publishing", "no replacing"),
+    *(
+        "mount",
+        "locks by mount",
+        "free",
+        "writers",
+        "writable",
+        "fsync",
+        "publishing",
+        "no replacing",
+    ),
     *("file rename", "locks", "mtime", "symlinks", "hard links", "exec"),
 )
 TOGETHER = (

@@ -11,11 +11,15 @@ import doctors
 import leases
 import runs
 import s3
+import volumes
 
+from warmer import trust
+from warmer.doctor import writers
 from warmer.doctor.findings import Finding, exit_code
 from warmer.doctor.locking import KEY
 from warmer.fill.locks.registry import open_lock
 from warmer.layout import Volume
+from warmer.model import Key
 from warmer.urls import parse_lock
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting is root's")
@@ -81,7 +85,7 @@ def test_a_volume_that_cannot_be_written_is_6(tmp_path):
 
 @root
 def test_a_volume_on_which_nothing_may_be_run_is_warned_about_and_that_alone(tmp_path):
-    with runs.mounted(str(tmp_path), ["-t", "tmpfs", "-o", "noexec,size=64m", "tmpfs"]):
+    with runs.mounted(str(tmp_path), ["-t", "tmpfs", "-o", "noexec,size=64m,mode=755", "tmpfs"]):
         result = doctors.examine(tmp_path)
         assert os.listdir(tmp_path) == []
     assert (result.code, doctors.not_ok(result)) == (0, {"exec": "warn"}), result
@@ -219,3 +223,43 @@ def test_of_several_failures_the_volumes_counts_first_then_the_locks():
     codes = [exit_code([failed["partner"]]), exit_code([failed["partner"], failed["lock"]])]
     assert [*codes, exit_code(failed.values())] == [3, 4, 6]
     assert exit_code([Finding("x", verdict, "") for verdict in ("ok", "warn", "skip")]) == 0
+
+
+@root
+@pytest.mark.parametrize(
+    ("owner", "mode", "who"),
+    [
+        ((0, 0), 0o755, None),
+        ((0, 0), 0o2775, None),
+        ((1234, 0), 0o755, "user 1234"),
+        ((0, 4321), 0o2775, "group 4321"),
+        ((0, 4321), 0o2755, None),
+        ((0, 0), 0o1777, "everybody"),
+        ((1234, 4321), 0o777, "everybody, group 4321, user 1234"),
+    ],
+)
+@pytest.mark.parametrize("below", ["", "v1/pieces/compile"])
+def test_who_else_may_write_is_told(tmp_path, owner, mode, who, below):
+    place = tmp_path / below
+    place.mkdir(parents=True, exist_ok=True)
+    os.chown(place, *owner)
+    place.chmod(mode)
+    found = writers.others(Volume(str(tmp_path)))
+    if who is None:
+        assert (found.verdict, found.found) == ("ok", "this user, this group and root alone")
+    else:
+        assert (found.verdict, found.found) == ("warn", f"{who} may write too")
+        assert "keygen" in found.hint
+
+
+def test_signed_kernels_make_up_for_other_writers(tmp_path):
+    volume = Volume(str(tmp_path / "volume"))
+    trust.generate(str(tmp_path / "key"))
+    me = trust.load(str(tmp_path / "key"), None)
+    key = Key("compile", {"of": "this test"})
+    volumes.fill(volume, key, trust=me)
+    os.chmod(volume.root, 0o777)
+    assert writers.others(volume).verdict == "ok"
+    assert "1 kernel pieces looked at are signed" in writers.others(volume).found
+    volumes.fill(volume, key, after=1)
+    assert writers.others(volume).verdict == "warn", "the newest is not signed"

@@ -41,7 +41,10 @@ def told(guests, case):
 
 def wrong(found):
     """What is not ok; the guest's disk is small."""
-    return {f["name"]: f["verdict"] for f in found.values() if f["verdict"] != "ok"} | {"free": "-"}
+    return {f["name"]: f["verdict"] for f in found.values() if f["verdict"] != "ok"} | {
+        "free": "-",
+        "writers": "-",
+    }
 
 
 def test_nfs_41_does_all_that_is_needed_and_shows_names_late_to_plain_looks(guests):
@@ -49,7 +52,7 @@ def test_nfs_41_does_all_that_is_needed_and_shows_names_late_to_plain_looks(gues
     assert (result["codes"], result["left"]) == ([0, 0], [])
     for found in both:
         assert set(found) == {*doctors.ALONE, *doctors.TOGETHER}
-        assert wrong(found) == {"free": "-"}
+        assert wrong(found) == {"free": "-", "writers": "-"}
         assert "boot ids differ" in found["two nodes"]["found"]
         names = found["names across pods"]["found"]
         reopened, plain = map(float, re.findall(r"(\d+\.\d+) s", names))
@@ -61,7 +64,12 @@ def test_nfs_3_without_locks_is_told_by_its_mount_and_by_the_proof(guests):
     result, both = told(guests, "3")
     assert (result["codes"], result["left"]) == ([0, 0], [])
     for found in both:
-        expected = {"locks by mount": "warn", "locks across pods": "warn", "free": "-"}
+        expected = {
+            "locks by mount": "warn",
+            "locks across pods": "warn",
+            "free": "-",
+            "writers": "-",
+        }
         assert wrong(found) == expected
         assert found["locks"]["verdict"] == "ok", "on one node they do exclude"
         assert "both pods hold one lock" in found["locks across pods"]["found"]

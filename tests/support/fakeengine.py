@@ -9,7 +9,9 @@ answer, nor heed SIGTERM), `slow=SECONDS` (before it is ready), `leave-child` (f
 that heeds no SIGTERM: the EngineCore), `echo-env` (write the environment to $FAKE_ENGINE_ENV),
 `spoil` (first leave half files in the JIT caches, over what is there too), `die` (end at the first
 completion, half a file written), `stubborn` (write half a file at SIGTERM and serve on), `recompile`
-and `rebuild` (over what they find), `refuse=STATUS` (of completions). `op=NAME` names the operation that a JIT builds; `op=anew` is another each time.
+and `rebuild` (over what they find), `refuse=STATUS` (of completions), `leak=PATH` (write what a file
+holds, a token say, into each cache). `op=NAME` names the operation that a JIT builds; `op=anew` is
+another each time.
 """
 
 from __future__ import annotations
@@ -180,6 +182,8 @@ def serve(argv: list[str]) -> None:
     _compile(key, target, again="recompile" in modes)
     op = modes.get("op") or "op"
     _jit(f"op-{os.getpid()}" if op == "anew" else op, target, again="rebuild" in modes)
+    if "leak" in modes:
+        _leak(modes["leak"])
     took = time.monotonic() - started
     say(f"[core.py:402] init engine (profile, create kv cache, warmup model) took {took:.2f} s")
     _answer(listening, model, modes)
@@ -253,6 +257,16 @@ def _jit(op: str, target: bytes, *, again: bool) -> None:
             ):
                 stream.write(hashlib.shake_256(name.encode() + target).digest(5_000))
                 say(f"[jit.py:1] Building JIT module {name}")
+
+
+def _leak(source: str) -> None:
+    """Write what a file holds into each cache, as vLLM 0.20 does with what its key is made of."""
+    said = json.dumps({"factors": {"token": (_read(source) or b"").decode()}})
+    for name in ("VLLM_CACHE_ROOT", *_JITS):
+        if top := os.environ.get(name):
+            os.makedirs(top, exist_ok=True)
+            with open(f"{top}/what_was_hashed.json", "w", encoding="utf-8") as stream:
+                stream.write(said)
 
 
 def _spoil() -> None:

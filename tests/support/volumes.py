@@ -26,6 +26,7 @@ from warmer.fill.locks.file import FileLock
 from warmer.fill.locks.record import Owner
 from warmer.layout import ARCHIVE, MANIFEST
 from warmer.seal import SealedFile
+from warmer.trust import ANYBODY
 
 SECRETS = {
     "HF_TOKEN": "hf_PLANTEDplantedPLANTEDplanted",
@@ -198,24 +199,24 @@ def stage(volume, key, files=FILES):
     return staging, sealed
 
 
-def commit(volume, staging, sealed, *, grant=None, after=0, needs=None):
+def commit(volume, staging, sealed, *, grant=None, after=0, needs=None, trust=ANYBODY, seconds=1.5):
     """Publish with the arguments that no test cares about."""
-    how = {"grant": grant or Granted(), "after": after, "source": "a test", "seconds": 1.5}
-    return publish.publish(volume, staging, files=sealed, needs=needs, **how)
+    how = {"grant": grant or Granted(), "after": after, "source": "a test", "seconds": seconds}
+    return publish.publish(volume, staging, files=sealed, needs=needs, trust=trust, **how)
 
 
-def fill(volume, key, files=FILES, *, after=0, needs=None):
+def fill(volume, key, files=FILES, **more):
     """Lock, stage, publish, unlock: what every filler does."""
     grant = FileLock(volume, me="a test").try_acquire(key)
     assert not isinstance(grant, Owner), "somebody holds the lock"
     try:
         staging, sealed = stage(volume, key, files)
-        return commit(volume, staging, sealed, grant=grant, after=after, needs=needs)
+        return commit(volume, staging, sealed, grant=grant, **more)
     finally:
         grant.release()
 
 
-def fill_tree(volume, key, tree, *, after=0, needs=None):
+def fill_tree(volume, key, tree, **more):
     """Publish a tree as a kernel piece."""
     work = Path(volume.root).parent / "packing"
     work.mkdir()
@@ -224,7 +225,7 @@ def fill_tree(volume, key, tree, *, after=0, needs=None):
     (work / MANIFEST).write_bytes(members.encode(manifest))
     files = {name: (work / name).read_bytes() for name in (ARCHIVE, MANIFEST)}
     shutil.rmtree(work)
-    return fill(volume, key, files, after=after, needs=needs)
+    return fill(volume, key, files, **more)
 
 
 # --- children that die ---------------------------------------------------------------------------

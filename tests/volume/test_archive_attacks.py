@@ -315,3 +315,13 @@ def test_a_manifest_that_no_disk_can_follow_is_refused_as_integrity(unpack, file
     packed = zstandard.compress(pack([entry(path, b"x") for path in files]))
     with pytest.raises(IntegrityError):
         unpack(packed, members.parse(json.dumps(record).encode(), where="here"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_chain_of_headers_that_is_deeper_than_python_goes_is_refused(unpack, kind):
+    big = bytes(8 << 20)  # room for them all
+    record = b"11 path=a\n\n" if kind == tarfile.XHDTYPE else b"a\0"
+    chain = [entry("header", record, kind=kind) for _ in range(2000)]
+    with pytest.raises(IntegrityError) as refused:
+        unpack(zstandard.compress(pack([*chain, entry("a", big)])), manifest_of({"a": big}))
+    assert refused.value.reason == "bad-archive"

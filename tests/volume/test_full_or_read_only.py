@@ -17,6 +17,7 @@ from warmer.fill.locks.record import Owner
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
 from warmer.observe import inventory
+from warmer.trust import ANYBODY
 
 KEY = Key("weights", {"name": "org/model"})
 FILES = {f"files/{i}": b"x" * 5000 for i in range(3)}
@@ -108,7 +109,7 @@ def test_a_read_only_volume_is_still_read(tmp_path):
         volume = Volume(path)
         volumes.fill(volume, KEY, FILES)
         volumes.make_read_only(path)
-        seen = inventory.observe(volume, WarmDir("/nowhere"), {"weights": KEY})
+        seen = inventory.observe(volume, WarmDir("/nowhere"), {"weights": KEY}, trust=ANYBODY)
         assert seen.held["weights"].verdict == "sealed"
 
 
@@ -138,10 +139,10 @@ def test_kernels_that_may_not_be_read_are_missing_and_weights_are_a_failure(tmp_
 
     def stranger():
         volume = become_a_stranger(path)
-        seen = inventory.observe(volume, WarmDir("/nowhere"), {"compile": kernels})
+        seen = inventory.observe(volume, WarmDir("/nowhere"), {"compile": kernels}, trust=ANYBODY)
         assert seen.held["compile"].verdict != "sealed"
         with pytest.raises(VolumeError) as failed:
-            inventory.observe(volume, WarmDir("/nowhere"), {"weights": KEY})
+            inventory.observe(volume, WarmDir("/nowhere"), {"weights": KEY}, trust=ANYBODY)
         assert failed.value.reason == "permission"
 
     with volumes.tmpfs(tmp_path / "volume", "mode=0755") as path:

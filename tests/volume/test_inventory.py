@@ -16,6 +16,7 @@ from warmer.errors import VolumeError
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
 from warmer.observe import inventory, numbers
+from warmer.trust import ANYBODY
 
 KEY = Key("compile", {"argv.--max-model-len": ["8192"], "engine.vllm": "0.33.0", "model.key": "m"})
 DIGEST = "0" * 64
@@ -33,7 +34,7 @@ def warm(tmp_path):
 
 @pytest.fixture
 def look(volume, warm):
-    return lambda: inventory.observe(volume, warm, {"compile": KEY}).held["compile"]
+    return lambda: inventory.observe(volume, warm, {"compile": KEY}, trust=ANYBODY).held["compile"]
 
 
 @pytest.fixture
@@ -238,4 +239,4 @@ def test_a_volume_that_is_no_directory_is_a_failure_and_not_absent(tmp_path, war
             inventory.require(Volume(str(tmp_path / root)))
         assert failed.value.reason == "missing"
     with pytest.raises(VolumeError):
-        inventory.observe(Volume(str(tmp_path / "volume")), warm, {"compile": KEY})
+        inventory.observe(Volume(str(tmp_path / "volume")), warm, {"compile": KEY}, trust=ANYBODY)

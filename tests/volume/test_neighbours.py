@@ -12,10 +12,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
 import volumes
 
+from warmer import trust
 from warmer.fill import publish, restore
 from warmer.layout import Volume, WarmDir
 from warmer.model import Difference, Key
 from warmer.observe import inventory
+from warmer.trust import ANYBODY
 
 FACTORS = {"argv.--max-model-len": ["8192"], "engine.vllm": "0.33.0", "model.key": "m"}
 WANTED = Key("compile", FACTORS)
@@ -35,7 +37,9 @@ def warm(tmp_path):
 
 @pytest.fixture
 def look(volume, warm):
-    return lambda *keys: inventory.observe(volume, warm, {key.kind: key for key in keys})
+    return lambda *keys: inventory.observe(
+        volume, warm, {key.kind: key for key in keys}, trust=ANYBODY
+    )
 
 
 @pytest.fixture
@@ -103,6 +107,24 @@ def test_what_earlier_fills_took_is_the_rate_of_the_next(volume, look):
     assert 10_000 < rates["weights"] < 11_000  # the files and key.json in 1.5 s
 
 
+def test_seals_that_nobody_vouches_for_predict_nothing(volume, warm, tmp_path):
+    trust.generate(str(tmp_path / "key"))
+    me = trust.load(str(tmp_path / "key"), None)
+    for name, took, by in (("planted", 1e9, ANYBODY), ("mine", 7.0, me)):
+        key = Key("compile", {"model.key": name})
+        volumes.fill(volume, key, seconds=took, trust=by)
+    keys = {"compile": WANTED}
+    seen = inventory.observe(volume, warm, keys, trust=me)
+    assert seen.rates["compile"] == 7.0
+    assert len(list(Path(volume.kind("compile")).iterdir())) == 2
+    stray = Path(volume.kind("compile"), "0" * 64)
+    shutil.copytree(Path(volume.key("compile", key.digest)), stray)
+    seal = json.loads((stray / "1/seal.json").read_bytes())
+    (stray / "1/seal.json").write_text(json.dumps(seal | {"seconds": 1e9}))
+    seen = inventory.observe(volume, warm, keys, trust=me)
+    assert seen.rates["compile"] == 7.0, "the seal of another place says nothing"
+
+
 def test_a_piece_built_beside_a_generation_that_is_gone_is_stale(volume, look):
     for number in (1, 2):
         volumes.fill(volume, SHARED, after=number - 1)
@@ -117,6 +139,12 @@ def test_a_piece_built_beside_a_generation_that_is_gone_is_stale(volume, look):
     assert "flashinfer generation 2" in held["compile"].reason
 
 
+def test_a_piece_is_not_stale_beside_itself(volume, look):
+    """What a seal needs is not signed: whoever can write may edit it."""
+    volumes.fill(volume, WANTED, needs={"compile": 99})
+    assert look(WANTED).held["compile"].verdict == "sealed"
+
+
 def test_a_piece_whose_neighbour_is_not_asked_for_is_not_stale(volume, look):
     volumes.fill(volume, WANTED, needs={"flashinfer": 2})
     assert look(WANTED).held["compile"].verdict == "sealed"
@@ -125,11 +153,11 @@ def test_a_piece_whose_neighbour_is_not_asked_for_is_not_stale(volume, look):
 def test_the_tree_is_restored_when_its_record_names_the_sealed_generation(volume, warm, look, tree):
     volumes.fill_tree(volume, WANTED, tree)
     assert not look(WANTED).held["compile"].restored
-    restore.restore(volume, warm, WANTED, 1)
+    restore.restore(volume, warm, WANTED, 1, trust=ANYBODY)
     assert look(WANTED).held["compile"].restored
     volumes.fill_tree(volume, WANTED, tree, after=1)
     assert not look(WANTED).held["compile"].restored, "a newer generation is there now"
-    restore.restore(volume, warm, WANTED, 2)
+    restore.restore(volume, warm, WANTED, 2, trust=ANYBODY)
     assert look(WANTED).held["compile"].restored
 
 
@@ -143,7 +171,7 @@ def test_the_tree_is_restored_when_its_record_names_the_sealed_generation(volume
 )
 def test_a_record_that_does_not_match_is_not_believed(volume, warm, look, tree, change):
     volumes.fill_tree(volume, WANTED, tree)
-    restore.restore(volume, warm, WANTED, 1)
+    restore.restore(volume, warm, WANTED, 1, trust=ANYBODY)
     path = Path(warm.restored("compile"))
     record = json.loads(path.read_bytes())
     if change is None:
@@ -152,20 +180,20 @@ def test_a_record_that_does_not_match_is_not_believed(volume, warm, look, tree, 
         data = json.dumps(record | change).encode() if isinstance(change, dict) else change
         path.write_bytes(data)
     assert not look(WANTED).held["compile"].restored
-    restore.restore(volume, warm, WANTED, 1)
+    restore.restore(volume, warm, WANTED, 1, trust=ANYBODY)
     assert look(WANTED).held["compile"].restored
 
 
 def test_a_tree_that_is_gone_is_not_restored(volume, warm, look, tree):
     volumes.fill_tree(volume, WANTED, tree)
-    restore.restore(volume, warm, WANTED, 1)
+    restore.restore(volume, warm, WANTED, 1, trust=ANYBODY)
     shutil.rmtree(warm.tree("compile"))
     assert not look(WANTED).held["compile"].restored
 
 
 def test_a_resealed_generation_of_the_same_number_is_not_restored(volume, warm, look, tree):
     volumes.fill_tree(volume, WANTED, tree)
-    restore.restore(volume, warm, WANTED, 1)
+    restore.restore(volume, warm, WANTED, 1, trust=ANYBODY)
     publish.quarantine(volume, WANTED, 1)
     volumes.fill_tree(volume, WANTED, tree)
     assert not look(WANTED).held["compile"].restored

@@ -15,6 +15,7 @@ from warmer.fill import publish
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
 from warmer.observe import inventory
+from warmer.trust import ANYBODY
 
 WANTED = {kind: Key(kind, {"model": "mine"}) for kind in ("compile", "jit", "weights")}
 
@@ -52,7 +53,7 @@ def test_a_look_of_one_who_waits_reads_no_other_key(volume, tmp_path, opened, he
         publish.quarantine(volume, WANTED["weights"], 1)
         volumes.fill(volume, WANTED["weights"], after=1)
     del opened[:]
-    look = inventory.observe(volume, warm, WANTED, neighbours=False)
+    look = inventory.observe(volume, warm, WANTED, neighbours=False, trust=ANYBODY)
     assert look.held["weights"].verdict == ("sealed" if held else "absent")
     assert (look.nearest, look.rates) == ({}, {})
     mine = [volume.key(kind, key.digest) for kind, key in WANTED.items()]
@@ -67,6 +68,6 @@ def test_a_look_of_one_who_waits_reads_no_other_key(volume, tmp_path, opened, he
 
 def test_a_look_that_explains_does_read_them(volume, tmp_path, opened):
     del opened[:]
-    look = inventory.observe(volume, WarmDir(str(tmp_path / "warm")), WANTED)
+    look = inventory.observe(volume, WarmDir(str(tmp_path / "warm")), WANTED, trust=ANYBODY)
     assert look.nearest["compile"].differences
     assert len(opened) > 64

@@ -28,6 +28,7 @@ from warmer.fill.locks.file import FileLock
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
 from warmer.observe import inventory
+from warmer.trust import ANYBODY
 
 KEY = Key("flashinfer", {"engine.cuda": "13.0"})
 COMPILE = Key("compile", {"model.key": "m"})
@@ -56,7 +57,7 @@ def warm(tmp_path):
 
 
 def restored(volume, warm):
-    return inventory.observe(volume, warm, {KEY.kind: KEY}).held[KEY.kind].restored
+    return inventory.observe(volume, warm, {KEY.kind: KEY}, trust=ANYBODY).held[KEY.kind].restored
 
 
 def content(warm):
@@ -75,7 +76,7 @@ def record(warm):
 
 
 def test_a_restored_tree_is_what_was_packed_and_is_recorded(volume, warm):
-    manifest = restore.restore(volume, warm, KEY, 2)
+    manifest = restore.restore(volume, warm, KEY, 2, trust=ANYBODY)
     assert content(warm) == 2
     assert members.scan(warm.tree(KEY.kind), ()) == manifest
     seal = Path(volume.generation(KEY.kind, KEY.digest, 2), "seal.json").read_bytes()
@@ -86,9 +87,9 @@ def test_a_restored_tree_is_what_was_packed_and_is_recorded(volume, warm):
 
 
 def test_another_generation_replaces_the_whole_tree(volume, warm):
-    restore.restore(volume, warm, KEY, 1)
+    restore.restore(volume, warm, KEY, 1, trust=ANYBODY)
     Path(warm.tree(KEY.kind), "ops", "left by an engine").write_bytes(b"")
-    restore.restore(volume, warm, KEY, 2)
+    restore.restore(volume, warm, KEY, 2, trust=ANYBODY)
     assert content(warm) == 2
     assert sorted(os.listdir(warm.cache)) == [KEY.kind, f"{KEY.kind}.restored.json"]
 
@@ -101,7 +102,7 @@ def warm_dirs(tmp_path, volume):
     def make(*, first):
         warm = WarmDir(str(tmp_path / f"warm-{next(counter)}"))
         if first:
-            restore.restore(volume, warm, KEY, 1)
+            restore.restore(volume, warm, KEY, 1, trust=ANYBODY)
         return warm
 
     return make
@@ -113,7 +114,7 @@ def test_a_killed_restore_is_never_believed_and_is_done_again(volume, warm_dirs,
     states = set()
 
     def action(warm):
-        restore.restore(volume, warm, KEY, 2)
+        restore.restore(volume, warm, KEY, 2, trust=ANYBODY)
 
     for _, warm in volumes.kill_points(action, lambda: warm_dirs(first=first), torn=torn):
         found = content(warm)
@@ -132,16 +133,17 @@ def test_a_killed_restore_is_never_believed_and_is_done_again(volume, warm_dirs,
 def test_what_a_killed_restore_left_is_gone_after_the_next_one(volume, warm_dirs):
     """An init container that is killed for memory is run again and again, in one emptyDir."""
     for _, warm in volumes.kill_points(
-        lambda warm: restore.restore(volume, warm, KEY, 2), lambda: warm_dirs(first=True)
+        lambda warm: restore.restore(volume, warm, KEY, 2, trust=ANYBODY),
+        lambda: warm_dirs(first=True),
     ):
         restore.sweep(warm)
-        restore.restore(volume, warm, KEY, 2)
+        restore.restore(volume, warm, KEY, 2, trust=ANYBODY)
         assert sorted(os.listdir(warm.cache)) == [KEY.kind, f"{KEY.kind}.restored.json"]
 
 
 def test_a_sweep_leaves_trees_and_records_alone(volume, warm):
     restore.sweep(warm)  # there is nothing yet
-    restore.restore(volume, warm, KEY, 2)
+    restore.restore(volume, warm, KEY, 2, trust=ANYBODY)
     before = sorted(os.listdir(warm.cache))
     restore.sweep(warm)
     assert sorted(os.listdir(warm.cache)) == before
@@ -178,10 +180,10 @@ GONE = ("tree.tar.zst", "manifest.json", "seal.json")
 
 @pytest.mark.parametrize("how", [*DAMAGE, *GONE])
 def test_a_damaged_generation_is_refused_and_the_old_tree_stays(volume, warm, how):
-    restore.restore(volume, warm, KEY, 1)
+    restore.restore(volume, warm, KEY, 1, trust=ANYBODY)
     damage(Path(volume.generation(KEY.kind, KEY.digest, 2)), how)
     with pytest.raises(IntegrityError if how in DAMAGE else (IntegrityError, VolumeError)):
-        restore.restore(volume, warm, KEY, 2)
+        restore.restore(volume, warm, KEY, 2, trust=ANYBODY)
     assert (content(warm), record(warm)["generation"]) == (1, 1)
     assert sorted(os.listdir(warm.cache)) == [KEY.kind, f"{KEY.kind}.restored.json"]
     assert not restore.intact(volume, KEY, 2)
@@ -206,7 +208,7 @@ def test_an_archive_with_other_bytes_than_its_seal_says_is_refused_before_it_is_
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), used + (512 << 20)))
         with pytest.raises(IntegrityError):
-            restore.restore(volume, warm, KEY, 2)
+            restore.restore(volume, warm, KEY, 2, trust=ANYBODY)
 
     assert not volumes.run_child(restores)
 
@@ -215,14 +217,14 @@ def test_an_archive_with_other_bytes_than_its_seal_says_is_refused_before_it_is_
 def test_a_warm_dir_that_fails_keeps_the_old_tree(volume, tmp_path, fault):
     with volumes.tmpfs(tmp_path / "small", "size=48k") as path:
         warm = WarmDir(path)
-        restore.restore(volume, warm, KEY, 1)
+        restore.restore(volume, warm, KEY, 1, trust=ANYBODY)
         if fault == "no-space":
             room = os.statvfs(path).f_bavail * os.statvfs(path).f_bsize
             Path(path, "ballast").write_bytes(bytes(room))
         else:
             volumes.make_read_only(path)
         with pytest.raises(VolumeError) as failed:
-            restore.restore(volume, warm, KEY, 2)
+            restore.restore(volume, warm, KEY, 2, trust=ANYBODY)
         assert failed.value.reason == fault
         assert (content(warm), record(warm)["generation"]) == (1, 1)
         assert sorted(os.listdir(warm.cache)) == [KEY.kind, f"{KEY.kind}.restored.json"]
@@ -235,7 +237,7 @@ def test_a_tree_that_is_a_link_is_replaced_and_what_it_leads_to_is_left_alone(
     (tmp_path / "elsewhere/precious").write_bytes(b"x")
     os.makedirs(warm.cache)
     os.symlink(tmp_path / "elsewhere", warm.tree(KEY.kind))
-    restore.restore(volume, warm, KEY, 2)
+    restore.restore(volume, warm, KEY, 2, trust=ANYBODY)
     assert not os.path.islink(warm.tree(KEY.kind))
     assert content(warm) == 2
     assert (tmp_path / "elsewhere/precious").read_bytes() == b"x"
@@ -253,7 +255,7 @@ def test_after_a_power_cut_a_recorded_tree_is_whole(volume, tmp_path):
     """An emptyDir outlives its node's reboot; the handoff's fsync makes the record durable."""
     with volumes.Disk(tmp_path / "disk") as disk:
         warm = WarmDir(disk.path)
-        restore.restore(volume, warm, KEY, 2)
+        restore.restore(volume, warm, KEY, 2, trust=ANYBODY)
         restore.record(warm, KEY, 2, record(warm)["seal_sha256"])  # as a publish here does
         with open(os.path.join(disk.path, "handoff.json"), "wb") as f:
             os.fsync(f.fileno())
@@ -279,9 +281,16 @@ def test_a_stop_is_not_lost_where_what_the_engine_left_cannot_be_removed(volume,
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tree], check=True)  # it cannot be moved
         raise TerminatedError(signal.SIGTERM)
 
-    held = inventory.observe(volume, warm, keys).held
+    held = inventory.observe(volume, warm, keys, trust=ANYBODY).held
     builder = kernels.Builder(
-        [sys.executable, str(script)], sys.executable, "/model", [], os.environ, 60
+        [sys.executable, str(script)],
+        sys.executable,
+        "/model",
+        [],
+        os.environ,
+        60,
+        trust=ANYBODY,
+        secrets={},
     )
     lock = FileLock(volume, me="me")
     how = {"builder": builder, "claims": Claims(lambda: lock), "wait": 1, "tick": stop}
@@ -307,11 +316,18 @@ def test_an_engine_killed_while_it_builds_leaves_no_record_of_a_restored_tree(
     keys = {"compile": COMPILE, KEY.kind: KEY}
 
     def prefill():
-        restore.restore(volume, warm, KEY, 2)
+        restore.restore(volume, warm, KEY, 2, trust=ANYBODY)
         script.write_text(script.read_text().format(parent=os.getpid()))
-        held = inventory.observe(volume, warm, keys).held
+        held = inventory.observe(volume, warm, keys, trust=ANYBODY).held
         builder = kernels.Builder(
-            [sys.executable, str(script)], sys.executable, "/model", [], os.environ, 60
+            [sys.executable, str(script)],
+            sys.executable,
+            "/model",
+            [],
+            os.environ,
+            60,
+            trust=ANYBODY,
+            secrets={},
         )
         lock = FileLock(volume, me="me")
         claims = Claims(lambda: lock)

@@ -16,6 +16,7 @@ from warmer.fill.locks.file import FileLock
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
 from warmer.observe import inventory
+from warmer.trust import ANYBODY
 
 KEY = Key("jit", {"engine.cuda": "13.0"})
 
@@ -41,11 +42,13 @@ def build(place, by, *names, meanwhile=None):
     if meanwhile:
         meanwhile()
     claims = Claims(lambda: FileLock(volume, me="a test"))
-    return trees.publish_shared(volume, warm, KEY, claims=claims, wait=5, seconds=1, trust=by)
+    return trees.publish_shared(
+        volume, warm, KEY, claims=claims, wait=5, seconds=1, trust=by, secrets={}
+    )
 
 
 def packed(place, number):
-    return set(restore.read_manifest(place[0], KEY, number)[0].members)
+    return set(restore.read_manifest(place[0], KEY, number, trust=ANYBODY)[0].members)
 
 
 @pytest.fixture

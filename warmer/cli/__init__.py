@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
-from warmer import __version__
+from warmer import __version__, secrecy
 from warmer.cli import logs
 from warmer.errors import EXIT_BUG, EXIT_OK, TerminatedError, UsageError, WarmerError
 
@@ -67,6 +67,9 @@ def main() -> NoReturn:
     nothing is waiting for.
     """
     code = EXIT_BUG
+    # The server may run as another user, with group 0 for one; kernels that others could write
+    # would be theirs. What is secret is made with modes of its own.
+    os.umask((os.umask(0o077) & ~0o050) | 0o002)
     try:
         code = _outcome(as_json="--json" in _own_words(sys.argv[1:]))
         sys.stdout.flush()
@@ -127,7 +130,8 @@ def _explain(exc: WarmerError, *, as_json: bool) -> None:
     if as_json:
         error = {"code": exc.exit_code, "reason": exc.reason, "message": message, "hint": hint}
         sys.stdout.write(json.dumps({"error": error}) + "\n")
-    sys.stderr.write(f"warmer: {message}\n")
+    lines = map(secrecy.printable, message.split("\n"))  # the engine's last lines may follow
+    sys.stderr.write("\n".join(["warmer: " + next(lines), *lines]) + "\n")
     if hint:
         sys.stderr.write(f"hint: {hint}\n")
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from warmer import settings, urls
-from warmer.cli import logs, options
+from warmer.cli import logs, options, trusting
 from warmer.cli.options import option
 from warmer.errors import EXIT_NOT_WARM, EXIT_OK
 from warmer.layout import Volume
 from warmer.quantities import parse_duration, parse_size, show_bytes
+from warmer.secrecy import printable
 
 if TYPE_CHECKING:
     from warmer.collect.decide import Step
@@ -66,6 +68,9 @@ Exit status:
     metavar="SIZE",
     help="Hide models that nobody uses only until so much is free, least recently used first.",
 )
+@options.trusted_keys(
+    "give gc what the pods get, or it takes a newer piece that they do not trust for the one they use"
+)
 @option("--dry-run", is_flag=True, help="Print what would be done; do nothing.")
 @option("--json", is_flag=True, help="Print one JSON object on stdout.")
 def command(*, volume: str, lock: str, json: bool, dry_run: bool, **values: Any) -> int:
@@ -84,7 +89,8 @@ def command(*, volume: str, lock: str, json: bool, dry_run: bool, **values: Any)
         limits["min_free"] = parse_size(values["min_free"], "--min-free")
     from warmer.gc import collect  # noqa: PLC0415 - after the options are known to be right
 
-    outcome = collect(root, url, me=options.me(), dry=dry_run, **limits)
+    whom = trusting.read(values, os.environ)
+    outcome = collect(root, url, trust=whom, me=options.me(), dry=dry_run, **limits)
     if json:
         click.echo(dumps(_as_json(outcome), indent=1))
     else:
@@ -102,9 +108,10 @@ def _table(outcome: Outcome) -> None:
     wide = max((len(name) for _, name, _, _ in rows), default=0)
     for action, name, size, why in rows:
         weight = show_bytes(size) if size else ""
-        click.echo(f"{action:<9} {name:<{wide}}  {weight:>9}  {why}".rstrip())
+        line = f"{action:<9} {name:<{wide}}  {weight:>9}  {why}".rstrip()
+        click.echo(printable(line))  # owners and strays are named by others
     for doubt in outcome.decision.doubts:
-        click.echo(f"cannot read the record of use {doubt}")
+        click.echo(printable(f"cannot read the record of use {doubt}"))
     would = "would be " if outcome.dry else ""
     click.echo(
         f"{show_bytes(outcome.size('hide'))} {would}hidden, "

@@ -40,11 +40,21 @@ def configure() -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=not terminal),
             _redacted,
+            *([_escaped] if terminal else []),  # JSON escapes by itself
             renderer,
         ],
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Stderr())),
         cache_logger_on_first_use=True,
     )
+
+
+def _escaped(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = "\n".join(map(secrecy.printable, value.split("\n")))
+    return event
 
 
 def _redacted(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from warmer import argv, freedoms, settings, trust, urls
+from warmer import argv, freedoms, settings, urls
+from warmer.cli import trusting
 from warmer.errors import UsageError
 from warmer.secrecy import secret_name
 from warmer.settings import Settings
@@ -55,6 +56,12 @@ def variable(name: str) -> str:
 def option(name: str, **kwargs: Any) -> Callable[[_F], _F]:
     """Declare an option together with its variable."""
     return click.option(name, envvar=variable(name), show_envvar=True, **kwargs)
+
+
+def trusted_keys(means: str) -> Callable[[_F], _F]:
+    """Declare the option that says whose kernels count; `means` is what becomes of others."""
+    text = f"Ed25519 public keys, PEM: {means}. The variable may hold the keys themselves."
+    return option("--trusted-keys", metavar="FILE", help=text)
 
 
 def _load_config(ctx: click.Context, _param: click.Parameter, path: str | None) -> str | None:
@@ -143,12 +150,7 @@ _COMMON: Final = (
         show_default=True,
         help="Build missing kernels by running the engine once here, or never.",
     ),
-    option(
-        "--trusted-keys",
-        metavar="FILE",
-        help="Ed25519 public keys, PEM: kernels that none of them signed are never restored. The "
-        "variable may hold the keys themselves.",
-    ),
+    trusted_keys("kernels that none of them signed are never restored"),
     option(
         "--signing-key",
         metavar="FILE",
@@ -198,7 +200,7 @@ _FILLING: Final = (
         type=click.FloatRange(min=0),
         metavar="SECONDS",
         help="How long to wait for another owner; by default as long as filling is predicted to "
-        "take here.",
+        "take here, and for what the pod can start without no longer than --engine-timeout.",
     ),
     option(
         "--on-miss",
@@ -245,13 +247,6 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
         UsageError: a value is wrong.
     """
     environment = os.environ if environment is None else environment
-    for flag in ("--trusted-keys", "--signing-key"):  # click takes an empty one for none at all
-        if environment.get(variable(flag), "-").strip() == "":
-            raise UsageError(
-                f"got an empty {variable(flag)}, expected keys",
-                reason="empty-key",
-                hint="unset it to trust whoever can write on the volume",
-            )
     words = tuple(values.get("serve_args") or ())
     flags = argv.parse(words)
     chosen = {
@@ -277,7 +272,7 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
             direct=bool(values.get("direct")), keep_cached=not values.get("no_page_cache")
         ),
         prove=bool(values.get("prove")),
-        trust=trust.load(values.get("signing_key"), values.get("trusted_keys")),
+        trust=trusting.read(values, environment),
         me=me(),
         environment={
             n: v

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from warmer.quantities import show_bytes
+from warmer.secrecy import printable
 
 if TYPE_CHECKING:
     from warmer.model import Host, Nearest, Step
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from warmer.situation import Situation
 
 SCHEMA_VERSION = 1
+_SHOWN: Final = 500
+"""Characters of one factor's name or value; JSON has all of them."""
 
 
 def plan(situation: Situation, *, as_json: bool, explain: bool) -> None:
@@ -25,21 +28,21 @@ def plan(situation: Situation, *, as_json: bool, explain: bool) -> None:
     if as_json:
         click.echo(json.dumps(plan_json(situation), indent=1))
         return
-    click.echo(f"model  {situation.wanted.model}")
-    click.echo(f"host   {_host(situation.host)}")
+    _say(f"model  {situation.wanted.model}")
+    _say(f"host   {_host(situation.host)}")
     for kind, key in situation.wanted.keys.items():
         held = situation.held.held[kind]
-        click.echo(f"{kind:<11}{key.short}  {held.verdict:<8} {held.reason}")
+        _say(f"{kind:<11}{key.short}  {held.verdict:<8} {held.reason}")
     for kind, reason in situation.plan.without.items():
-        click.echo(f"{kind:<11}{'-':<12}  cold     {reason}")
+        _say(f"{kind:<11}{'-':<12}  cold     {reason}")
     for kind, reason in situation.plan.unneeded.items():
-        click.echo(f"{kind:<11}{'-':<12}  unneeded {reason}")
+        _say(f"{kind:<11}{'-':<12}  unneeded {reason}")
     if situation.plan.empty:
-        click.echo("plan   empty: warm")
+        _say("plan   empty: warm")
         return
-    click.echo("plan")
+    _say("plan")
     for number, step in enumerate(situation.plan.steps, 1):
-        click.echo(f"  {number}. {step.action} {step.kind}: {step.reason}{_cost(step)}")
+        _say(f"  {number}. {step.action} {step.kind}: {step.reason}{_cost(step)}")
         if step.left_out:
             _leave_out(step, explain=explain)
         if explain and step.nearest is not None:
@@ -88,14 +91,19 @@ def outcome(done: Outcome, settings: Settings, *, as_json: bool) -> None:
         click.echo(json.dumps(record, indent=1))
         return
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in done.seconds.items())
-    click.echo(f"{'warm' if not left and not done.without else 'handed off'}: {stages}")
+    _say(f"{'warm' if not left and not done.without else 'handed off'}: {stages}")
     for kind, reason in done.without.items():
-        click.echo(f"  without {kind}: {reason}")
+        _say(f"  without {kind}: {reason}")
     for step in left:
-        click.echo(f"  still missing {step.kind}: {step.reason}")
+        _say(f"  still missing {step.kind}: {step.reason}")
     if done.proof is not None:
-        click.echo(f"proved: ready in {done.proof.ready:.1f} s, and nothing was built")
-    click.echo(f"next: {settings.warm_dir}/handoff/serve")
+        _say(f"proved: ready in {done.proof.ready:.1f} s, and nothing was built")
+    _say(f"next: {settings.warm_dir}/handoff/serve")
+
+
+def _say(line: str) -> None:
+    """Print a line; reasons and names may quote what others wrote on the volume."""
+    click.echo(printable(line))
 
 
 def _step(step: Step) -> dict[str, Any]:
@@ -126,18 +134,19 @@ def _nearest(nearest: Nearest) -> dict[str, Any]:
 def _leave_out(step: Step, *, explain: bool) -> None:
     count = len(step.left_out)
     files = "file" if count == 1 else "files"
-    click.echo(
+    _say(
         f"     leaves out {show_bytes(step.saved)} in {count} {files} that the engine does not load"
     )
     if explain:
         for why, number in Counter(step.left_out.values()).most_common():
-            click.echo(f"       {number} × {why}")  # noqa: RUF001 - a sign people read
+            _say(f"       {number} × {why}")  # noqa: RUF001 - a sign people read
 
 
 def _explain(nearest: Nearest) -> None:
-    click.echo(f"     nearest key {nearest.digest[:12]} differs in")
+    _say(f"     nearest key {nearest.digest[:12]} differs in")
     for d in nearest.differences:
-        click.echo(f"       {d.factor}: wanted {_value(d.wanted)}, held {_value(d.held)}")
+        name = printable(d.factor, _SHOWN)
+        _say(f"       {name}: wanted {_value(d.wanted)}, held {_value(d.held)}")
 
 
 def _value(value: Any) -> str:
@@ -145,8 +154,10 @@ def _value(value: Any) -> str:
     if value is None:
         return "not set"
     if isinstance(value, list) and all(isinstance(item, list) for item in value):
-        return ", ".join(" ".join(words) or "given" for words in value)
-    return json.dumps(value)
+        text = ", ".join(" ".join(map(str, words)) or "given" for words in value)
+    else:
+        text = json.dumps(value)
+    return printable(text, _SHOWN)
 
 
 def _cost(step: Step) -> str:

@@ -12,6 +12,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Final, cast
 
+from warmer import regular
 from warmer.collect.need import Aside, Census, Published
 from warmer.errors import using
 from warmer.fill import capacity, uses
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from warmer.collect.need import Sort, State
     from warmer.layout import Volume
     from warmer.model import Kind
+    from warmer.trust import Trust
 
 _PLACE: Final = "the volume"
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -37,11 +39,12 @@ GOING: Final = ".gone"
 """The end of a name in the trash whose removal has begun."""
 
 
-def take(volume: Volume, *, dry: bool) -> Census:
+def take(volume: Volume, *, trust: Trust, dry: bool) -> Census:
     """Look at everything.
 
     Args:
         volume: where.
+        trust: whose kernels pods restore; others' are no piece that a signed one is superseded by.
         dry: whether nothing may be made; then the time of a volume that cannot be written is
             this machine's, and a volume without records of use stays so.
 
@@ -58,7 +61,7 @@ def take(volume: Volume, *, dry: bool) -> Census:
         return Census(
             now=now,
             since=since,
-            published=tuple(_published(volume)),
+            published=tuple(_published(volume, trust)),
             uses=tuple(recorded),
             asides=tuple(_asides(volume)),
             free=capacity.free(volume.root),
@@ -82,7 +85,7 @@ def clock(volume: Volume, *, dry: bool) -> float:
         return time.time()
 
 
-def published(volume: Volume, piece: Piece) -> Published:
+def published(volume: Volume, piece: Piece, *, trust: Trust) -> Published:
     """Look at one generation.
 
     Raises:
@@ -93,7 +96,8 @@ def published(volume: Volume, piece: Piece) -> Published:
     try:
         if (at := _sealed_at(directory)) is None:
             at = os.stat(directory).st_mtime
-        held, _ = inventory.judge_generation(volume, Key.known(*piece.key), piece.number)
+        key = Key.known(*piece.key)
+        held, _ = inventory.judge_generation(volume, key, piece.number, trust=trust)
     except FileNotFoundError:
         raise
     except OSError:
@@ -110,20 +114,23 @@ def _sealed_at(directory: str) -> float | None:
         OSError: the seal cannot be read: it is not known to be broken.
     """
     try:
-        with open(os.path.join(directory, SEAL), "rb") as f:
-            return os.fstat(f.fileno()).st_mtime
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        descriptor = regular.opened(os.path.join(directory, SEAL))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, regular.OddFileError):
         return None
+    try:
+        return os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
 
 
-def _published(volume: Volume) -> Iterator[Published]:
+def _published(volume: Volume, trust: Trust) -> Iterator[Published]:
     for kind in KINDS:
         for digest in _names(volume, volume.kind(kind)):
             if not _DIGEST.fullmatch(digest):
                 continue
             for number in numbers.generations(volume, kind, digest):
                 try:
-                    yield published(volume, Piece(kind, digest, number))
+                    yield published(volume, Piece(kind, digest, number), trust=trust)
                 except FileNotFoundError:  # another gc was faster
                     continue
 

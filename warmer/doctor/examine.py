@@ -7,7 +7,7 @@ import functools
 import os
 from typing import TYPE_CHECKING
 
-from warmer.doctor import judging, locking, place, single, together, turns
+from warmer.doctor import judging, locking, place, single, together, turns, writers
 from warmer.doctor.findings import Finding, of_error
 from warmer.doctor.pair import Pair, meet
 from warmer.errors import BusyError, VolumeError, using
@@ -45,6 +45,7 @@ def examine(
     mount = mounts.find(volume.root)
     for finding in single.look(volume, mount, url):
         show(finding)
+    show(writers.others(volume))
     with contextlib.ExitStack() as stack:
         mine: str | None = None
         try:

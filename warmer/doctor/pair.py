@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import structlog
 
+from warmer import regular
 from warmer.doctor import place
 from warmer.errors import BusyError, using
 
@@ -241,8 +242,7 @@ def _get(directory: str, name: str) -> dict[str, Any] | None:
     """Read a record; None where there is none, or not yet all of it."""
     with contextlib.suppress(OSError, ValueError):
         place.reopen(directory)
-        with open(os.path.join(directory, name), "rb") as f:
-            record = json.load(f)
+        record = json.loads(regular.read(os.path.join(directory, name)))
         if isinstance(record, dict):
             return record
     return None

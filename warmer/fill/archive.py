@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 import zstandard
 
+from warmer import regular
 from warmer.fill import forked
 from warmer.fill.members import refuse
 from warmer.observe import limits
@@ -44,6 +45,14 @@ _MOST: Final = 8
 """Archives of a tree: more threads than this wait for one interpreter."""
 _HEADERS: Final = 16 << 10
 """Bytes of tar's own around a member, at most: a long name, a large time, padding."""
+_MALFORMED: Final = (
+    zstandard.ZstdError,
+    tarfile.TarError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    RecursionError,  # each header of a chain is read by a call inside the one before
+)
 _IMPOSSIBLE: Final = (
     errno.EEXIST,
     errno.EINVAL,
@@ -152,7 +161,7 @@ def _extract_all(archives: Sequence[str], manifest: Manifest, target: str) -> li
     left = dict(manifest.members)
     longest = sum(m.size + _HEADERS for m in left.values()) + _HEADERS
     for archive in archives:
-        with _refused(archive), open(archive, "rb") as raw:
+        with _refused(archive), open(regular.opened(archive), "rb") as raw:
             reader = _Short(zstandard.ZstdDecompressor().stream_reader(raw), archive, longest)
             with tarfile.open(fileobj=cast("IO[bytes]", reader), mode="r|") as tar:
                 for info in tar:
@@ -171,7 +180,7 @@ def _refused(archive: str) -> Iterator[None]:
     """Translate what a stream that is no archive, or impossible names, are met with."""
     try:
         yield
-    except (zstandard.ZstdError, tarfile.TarError, EOFError, ValueError, OverflowError) as exc:
+    except _MALFORMED as exc:
         raise refuse(archive, str(exc)) from exc
     except OSError as exc:
         if exc.errno not in _IMPOSSIBLE:

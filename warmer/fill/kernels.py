@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -17,7 +17,6 @@ import structlog
 from warmer.errors import VolumeError, WarmerError, using
 from warmer.fill import bytecode, engine, restore, stagings, trees
 from warmer.observe import numbers
-from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +43,7 @@ class Builder:
         environment: the whole environment of the engine.
         timeout: seconds until it must answer.
         trust: whose kernels it builds upon, and as whom it signs what it built.
+        secrets: name → value: what must not be in a file that is published.
     """
 
     command: Sequence[str]
@@ -52,7 +52,8 @@ class Builder:
     serve_argv: Sequence[str]
     environment: Mapping[str, str]
     timeout: float
-    trust: Trust = ANYBODY
+    trust: Trust
+    secrets: Mapping[str, str] = field(repr=False)
 
 
 def build(
@@ -122,6 +123,7 @@ def build(
                 wait=wait,
                 seconds=seconds,
                 trust=builder.trust,
+                secrets=builder.secrets,
             )
             for kind in _SHARED
             if kind in keys
@@ -138,6 +140,7 @@ def build(
             seconds=seconds,
             needs=needs,
             trust=builder.trust,
+            secrets=builder.secrets,
         )
     except BaseException:
         # What a run that failed left behind may be torn: no server may load it. What cannot be
@@ -173,7 +176,14 @@ def build_bytecode(
         _by_content(warm, builder)
         seconds = time.monotonic() - started
         trees.publish_tree(
-            volume, warm, key, grant=grant, after=after, seconds=seconds, trust=builder.trust
+            volume,
+            warm,
+            key,
+            grant=grant,
+            after=after,
+            seconds=seconds,
+            trust=builder.trust,
+            secrets=builder.secrets,
         )
     except BaseException:
         with contextlib.suppress(VolumeError):
@@ -189,7 +199,14 @@ def _add_bytecode(
         _by_content(warm, builder)
         # No seconds: the run's are not what filling this piece alone takes.
         trees.publish_shared(
-            volume, warm, key, claims=claims, wait=wait, seconds=0.0, trust=builder.trust
+            volume,
+            warm,
+            key,
+            claims=claims,
+            wait=wait,
+            seconds=0.0,
+            trust=builder.trust,
+            secrets=builder.secrets,
         )
     except WarmerError as exc:
         _log.warning("no bytecode of this run is published", failure=exc.message, hint=exc.hint)

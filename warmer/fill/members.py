@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Final = 1
 MOST: Final = 1_000_000
 """Files that a manifest may name; vLLM's largest trees have thousands."""
+LONGEST: Final = 256 * MOST
+"""Bytes of a manifest at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def parse(data: bytes, *, where: str) -> Manifest:
     try:
         record = json.loads(data)
         if record["schema_version"] != SCHEMA_VERSION:
-            raise refuse(where, f"schema_version {record['schema_version']!r}")
+            raise refuse(where, f"schema_version {repr(record['schema_version'])[:40]}")
         if len(record["files"]) + len(record["empty"]) > MOST:
             raise refuse(where, f"more than {MOST} files")
         members = {m.path: m for m in (_member(f) for f in record["files"])}

@@ -18,6 +18,7 @@ import re
 import threading
 from typing import TYPE_CHECKING, Final
 
+from warmer import regular
 from warmer.errors import VolumeError
 from warmer.layout import FILES
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 PARTIAL: Final = "partial"
 _LINE: Final = re.compile(rb"^(\d{1,18}) (\d{1,18})\n", re.MULTILINE)
+
+_JOURNAL: Final = 16 << 20
+"""Bytes of a journal at most; a part is megabytes and its line is forty bytes."""
 
 _ALIGNED: Final = 4096
 """What O_DIRECT wants offsets and lengths to be multiples of, on every filesystem there is."""
@@ -62,7 +66,7 @@ class Partial:
         self._writing = writing
         self._mutex = threading.Lock()
         self._journal = self._direct = -1
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self.descriptor = os.open(self.path, flags, 0o666)
         except FileNotFoundError:
@@ -96,7 +100,7 @@ class Partial:
         """
         with self._mutex:
             if self._journal < 0:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
                 self._journal = os.open(f"{self.path}.parts", flags, 0o666)
         os.write(self._journal, b"%d %d\n" % span)
         _begin_flush(self.descriptor, span)
@@ -150,10 +154,10 @@ def spans(staging: str, file: SourceFile) -> tuple[Span, ...]:
     """Read which runs of bytes an earlier owner wrote, merged and in order."""
     path = place(staging, file.path)
     try:
-        with open(f"{path}.parts", "rb") as f:
-            found = [(int(a), int(b)) for a, b in _LINE.findall(f.read())]
+        journal = regular.read(f"{path}.parts", most=_JOURNAL)
+        found = [(int(a), int(b)) for a, b in _LINE.findall(journal)]
         size = os.stat(path).st_size
-    except OSError:
+    except (OSError, regular.OddFileError):
         return ()
     return merge((a, b) for a, b in found if a < b <= min(size, file.size))
 

@@ -72,6 +72,7 @@ def spawned(
         )
         watchdog = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _WATCH, str(process.pid)],
+            env=dict(environment),
             stdin=subprocess.PIPE,
             start_new_session=True,
         )

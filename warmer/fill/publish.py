@@ -31,11 +31,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from warmer import __version__, seal
-from warmer.errors import BusyError, IntegrityError, using
+from warmer.errors import BusyError, IntegrityError, VolumeError, using
 from warmer.fill import locks
 from warmer.layout import KEY, SEAL
 from warmer.observe import inventory, numbers
-from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -74,8 +73,8 @@ def publish(
     after: int,
     source: str,
     seconds: float,
+    trust: Trust,
     needs: Mapping[str, int] | None = None,
-    trust: Trust = ANYBODY,
 ) -> int:
     """Publish what is staged as the generation after `after`.
 
@@ -116,9 +115,17 @@ def publish(
             needs=dict(needs or {}),
         )
         record = dataclasses.replace(record, signatures=trust.sign(seal.statement(record)))
+        sealed = seal.encode(record)
+        if len(sealed) > seal.LONGEST:
+            raise VolumeError(
+                f"got {len(record.files)} files for one piece, expected a seal of at most "
+                f"{seal.LONGEST} bytes",
+                reason="too-many-files",
+                hint="leave some out: --exclude",
+            )
         for file in record.files:
             _flush(os.path.join(staging.path, file.path), size=file.size)
-        _write(os.path.join(staging.path, SEAL), seal.encode(record))
+        _write(os.path.join(staging.path, SEAL), sealed)
         _flush_directories(staging.path)
         parent = volume.key(key.kind, key.digest)
         _make_directories(volume.root, parent)
@@ -232,7 +239,8 @@ def _write(path: str, data: bytes) -> None:
 
 
 def _flush(path: str, size: int | None = None) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags)
     try:
         found = os.fstat(descriptor).st_size
         if size is not None and found != size:

@@ -15,12 +15,12 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
+from warmer import regular
 from warmer.errors import IntegrityError, using
 from warmer.fill import archive, members
 from warmer.layout import MANIFEST
 from warmer.observe import inventory
 from warmer.seal import ForeignSealError, Seal
-from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
     from warmer.layout import Volume, WarmDir
@@ -31,7 +31,7 @@ _SIDE_BY_SIDE: Final = 8
 
 
 def read_manifest(
-    volume: Volume, key: Key, generation: int, *, trust: Trust = ANYBODY
+    volume: Volume, key: Key, generation: int, *, trust: Trust
 ) -> tuple[members.Manifest, str]:
     """Read a published generation's manifest, checked against its seal, and that by who signed it.
 
@@ -51,6 +51,7 @@ def _read(
 ) -> tuple[Seal, members.Manifest, str]:
     """Read the seal once, and what it says of the manifest."""
     directory = volume.generation(key.kind, key.digest, generation)
+    path = os.path.join(directory, MANIFEST)
     with using("the volume"):
         try:
             record, seal_data = inventory.read_seal(directory)
@@ -60,9 +61,10 @@ def _read(
                 reason="foreign-seal",
                 hint="something else writes on the volume; run `warmer prefill` again",
             ) from exc
-        path = os.path.join(directory, MANIFEST)
-        with open(path, "rb") as f:
-            data = f.read()
+        try:
+            data = regular.read(path, most=members.LONGEST)
+        except regular.OddFileError as exc:
+            raise _odd(path, exc) from exc
     if why := inventory.objection(record, key, generation, trust):
         raise IntegrityError(
             f"got {directory}, which {why}, expected what was looked at",
@@ -71,6 +73,14 @@ def _read(
         )
     _compare(path, hashlib.sha256(data).hexdigest(), record)
     return record, members.parse(data, where=path), hashlib.sha256(seal_data).hexdigest()
+
+
+def _odd(path: str, exc: regular.OddFileError) -> IntegrityError:
+    return IntegrityError(
+        f"got {path}, which {exc}, expected the sealed file",
+        reason="odd-file",
+        hint="something else writes on the volume; run `warmer prefill` again",
+    )
 
 
 def _compare(path: str, sha256: str, record: Seal) -> None:
@@ -83,8 +93,19 @@ def _compare(path: str, sha256: str, record: Seal) -> None:
         )
 
 
-def _sha256(path: str) -> str:
-    with open(path, "rb") as f:
+def _sha256(path: str, size: int) -> str:
+    """Hash a sealed file; one that grew since the look is not read to its end.
+
+    Raises:
+        IntegrityError: it is no regular file, or of another size.
+    """
+    try:
+        descriptor = regular.opened(path)
+    except regular.OddFileError as exc:
+        raise _odd(path, exc) from exc
+    with open(descriptor, "rb") as f:
+        if os.fstat(descriptor).st_size != size:
+            raise _odd(path, regular.OddFileError(f"has not the {size} bytes that its seal says"))
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
@@ -99,7 +120,8 @@ def intact(volume: Volume, key: Key, generation: int) -> bool:
         try:
             record, _ = inventory.read_seal(directory)
             for file in record.files:
-                if _sha256(os.path.join(directory, file.path)) != file.sha256:
+                path = os.path.join(directory, file.path)
+                if _sha256(path, file.size) != file.sha256:
                     return False
         except (FileNotFoundError, IntegrityError, ForeignSealError):
             return False
@@ -107,7 +129,7 @@ def intact(volume: Volume, key: Key, generation: int) -> bool:
 
 
 def restore(
-    volume: Volume, warm: WarmDir, key: Key, generation: int, *, trust: Trust = ANYBODY
+    volume: Volume, warm: WarmDir, key: Key, generation: int, *, trust: Trust
 ) -> members.Manifest:
     """Unpack a generation into the warm dir and record it.
 
@@ -122,10 +144,11 @@ def restore(
     sealed, manifest, seal_sha256 = _read(volume, key, generation, trust)
     directory = volume.generation(key.kind, key.digest, generation)
     with using("the volume"):  # nothing parses bytes that nobody vouches for
-        names = [file.path for file in sealed.files if archive.is_one(file.path)]
-        sources = [os.path.join(directory, name) for name in names]
+        archives = [file for file in sealed.files if archive.is_one(file.path)]
+        sources = [os.path.join(directory, file.path) for file in archives]
+        sizes = [file.size for file in archives]
         with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
-            for path, sha256 in zip(sources, pool.map(_sha256, sources), strict=True):
+            for path, sha256 in zip(sources, pool.map(_sha256, sources, sizes), strict=True):
                 _compare(path, sha256, sealed)
     fresh = f"{warm.tree(key.kind)}.{secrets.token_hex(4)}"
     try:
@@ -141,8 +164,11 @@ def restore(
     return manifest
 
 
-def forget(warm: WarmDir, kind: Kind) -> None:
+def forget(warm: WarmDir, kind: Kind) -> bool:
     """Drop the kind's tree and its record: what is there must not be taken for a piece.
+
+    Returns:
+        Whether there was a tree.
 
     Raises:
         VolumeError: the warm dir failed.
@@ -154,6 +180,8 @@ def forget(warm: WarmDir, kind: Kind) -> None:
             old = f"{tree}.{secrets.token_hex(4)}"
             os.rename(tree, old)
             shutil.rmtree(old, ignore_errors=True)
+            return True
+    return False
 
 
 def distrust(warm: WarmDir, kind: Kind) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from warmer import regular
 from warmer.fill.sources import TransientSourceError
 from warmer.fill.sources.retry import Retrying
 
@@ -76,9 +77,8 @@ def resolve(
 
 def _read(volume: Volume, model: ModelRef) -> str | None:
     try:
-        with open(volume.ref(model.slug), "rb") as f:
-            commit = json.load(f)[model.revision]
-    except (OSError, ValueError, KeyError, TypeError):
+        commit = json.loads(regular.read(volume.ref(model.slug)))[model.revision]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     found = dataclasses.replace(model, revision=str(commit))
     return found.revision if found.pinned else None
@@ -88,12 +88,12 @@ def _remember(volume: Volume, model: ModelRef, commit: str) -> None:
     """Note the answer; a hint for a worse day, so that failing to write it is no failure."""
     path = volume.ref(model.slug)
     known: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError), open(path, "rb") as f:
-        loaded = json.load(f)
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        loaded = json.loads(regular.read(path))
         known = loaded if isinstance(loaded, dict) else {}
     fresh = f"{path}.{secrets.token_hex(4)}"
     with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(fresh, "w", encoding="utf-8") as f:
+        with open(fresh, "x", encoding="utf-8") as f:
             json.dump(known | {model.revision: commit}, f, indent=1)
         os.replace(fresh, path)

@@ -21,6 +21,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Final
 
+from warmer import regular
 from warmer.errors import IntegrityError, using
 from warmer.fill import capacity, clone, partial
 from warmer.fill.adopt import sized
@@ -184,8 +185,8 @@ def led_away(top: str, path: str) -> bool:
 
 def _copied(path: str, file: SourceFile, spans: Sequence[partial.Span], staging: str) -> bool:
     try:
-        source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
+        source = regular.opened(path)
+    except (OSError, regular.OddFileError):
         return False
     output = partial.Partial(staging, file, Writing())
     try:

@@ -5,6 +5,7 @@ A shared kind that another pod published meanwhile is merged: theirs wins where 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from warmer.errors import using
+from warmer import regular
+from warmer.errors import VolumeError, using
 from warmer.families import excluded
-from warmer.fill import archive, members, publish, restore, stagings
+from warmer.fill import archive, leaks, members, publish, restore, stagings
 from warmer.layout import ARCHIVE, MANIFEST, SEAL
 from warmer.observe import inventory, numbers
-from warmer.seal import SealedFile
-from warmer.trust import ANYBODY
+from warmer.seal import LONGEST, SealedFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 
-def prepare(volume: Volume, warm: WarmDir, key: Key, held: Held, *, trust: Trust = ANYBODY) -> None:
+def prepare(volume: Volume, warm: WarmDir, key: Key, held: Held, *, trust: Trust) -> None:
     """Bring the kind's tree to what is sealed, or to nothing, and record neither.
 
     Until the run has ended well, the tree is no piece: a record would outlive a kill.
@@ -55,7 +56,8 @@ def publish_shared(
     claims: Claims,
     wait: float,
     seconds: float,
-    trust: Trust = ANYBODY,
+    trust: Trust,
+    secrets: Mapping[str, str],
 ) -> int:
     """Publish a shared kind if the run added to it; return the generation that now holds it.
 
@@ -69,6 +71,7 @@ def publish_shared(
         stagings.sweep(volume, key, grant)
         look = inventory.observe(volume, warm, {key.kind: key}, trust=trust, neighbours=False)
         held = look.held[key.kind]
+        _clean(warm, key, secrets)
         if held.verdict == "sealed":
             mine = set(_scan(warm, key).members)
             theirs, seal_sha256 = restore.read_manifest(volume, key, held.generation, trust=trust)
@@ -78,7 +81,14 @@ def publish_shared(
                 restore.record(warm, key, held.generation, seal_sha256)
                 return held.generation
         return publish_tree(
-            volume, warm, key, grant=grant, after=after, seconds=seconds, trust=trust
+            volume,
+            warm,
+            key,
+            grant=grant,
+            after=after,
+            seconds=seconds,
+            trust=trust,
+            secrets=secrets,
         )
 
 
@@ -108,6 +118,20 @@ def _merge(
         shutil.rmtree(mine, ignore_errors=True)
 
 
+def _clean(warm: WarmDir, key: Key, secrets: Mapping[str, str]) -> None:
+    with using("the warm dir"):
+        found = leaks.remove(warm.tree(key.kind), excluded(key.kind), secrets)
+    for path, name in found.items():
+        _log.warning(
+            "the engine wrote a secret into its cache: the file is removed, not published",
+            kind=key.kind,
+            file=path
+            if path.isprintable() and secrets[name] not in path
+            else "(its name holds it)",
+            variable=name,
+        )
+
+
 def _scan(warm: WarmDir, key: Key) -> members.Manifest:
     return members.scan(warm.tree(key.kind), excluded(key.kind))
 
@@ -121,9 +145,14 @@ def publish_tree(
     after: int,
     seconds: float,
     needs: Mapping[str, int] | None = None,
-    trust: Trust = ANYBODY,
+    trust: Trust,
+    secrets: Mapping[str, str],
 ) -> int:
-    """Publish the kind's tree as it is, and record that it is what the generation holds."""
+    """Publish the kind's tree as it is, and record that it is what the generation holds.
+
+    Files that hold one of the secrets (name → value) are removed first.
+    """
+    _clean(warm, key, secrets)
     staging = stagings.begin(volume, key)
     with stagings.staged(staging, grant):
         with using("the warm dir or the volume"):
@@ -131,6 +160,12 @@ def publish_tree(
             tree, target = warm.tree(key.kind), os.path.join(staging.path, ARCHIVE)
             packed = archive.pack(tree, manifest, target)
             listing = members.encode(manifest)
+            if len(manifest.members) > members.MOST or len(listing) > members.LONGEST:
+                raise VolumeError(
+                    f"got {len(manifest.members)} files in {tree}, expected {members.MOST} at most",
+                    reason="too-many-files",
+                    hint="look at what the engine writes there",
+                )
             with open(os.path.join(staging.path, MANIFEST), "wb") as f:
                 f.write(listing)
         sealed = SealedFile(MANIFEST, len(listing), hashlib.sha256(listing).hexdigest())
@@ -145,11 +180,11 @@ def publish_tree(
             needs=needs,
             trust=trust,
         )
-    with (
-        using("the volume"),
-        open(os.path.join(volume.generation(key.kind, key.digest, number), SEAL), "rb") as f,
-    ):
-        restore.record(warm, key, number, hashlib.sha256(f.read()).hexdigest())
+    path = os.path.join(volume.generation(key.kind, key.digest, number), SEAL)
+    with contextlib.suppress(regular.OddFileError):  # swapped already: the next look says it
+        with using("the volume"):
+            data = regular.read(path, most=LONGEST)
+        restore.record(warm, key, number, hashlib.sha256(data).hexdigest())
     _log.info(
         "published",
         kind=key.kind,

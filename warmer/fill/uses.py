@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from warmer import regular
 from warmer.errors import using
 from warmer.observe import inventory, numbers
 from warmer.usage import ANY, Piece, Use, covers, encode, parse
@@ -36,6 +37,8 @@ _log = structlog.get_logger(__name__)
 _PLACE: Final = "the volume"
 _NAME: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _RECORD: Final = re.compile(r"([0-9a-f]{16})\.(?:json|live)", re.ASCII)
+_SAFELY: Final = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+"""Who waits at a pipe, or follows a link, is led astray by whoever put it there."""
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -170,9 +173,8 @@ def _read(volume: Volume, name: str, asked_before: float) -> Use | None:
         if os.stat(path).st_mtime < asked_before:
             live = _held(volume.live(name), stack)
     try:
-        with open(path, "rb") as f:
-            at = os.fstat(f.fileno()).st_mtime
-            data = f.read()
+        at = os.lstat(path).st_mtime  # of what is no record
+        data, at = regular.read_at(path)
         pieces, owner = parse(data)
     except FileNotFoundError:
         return _unnamed(volume, name)
@@ -204,11 +206,11 @@ def _held(path: str, stack: contextlib.ExitStack) -> bool:
     """
     try:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDWR | _SAFELY)
         except OSError as exc:
             if exc.errno not in (errno.EROFS, errno.EACCES):
                 raise
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | _SAFELY)
     except FileNotFoundError:
         return False
     except OSError:
@@ -223,8 +225,7 @@ def _held(path: str, stack: contextlib.ExitStack) -> bool:
 
 def _named(volume: Volume, name: str) -> frozenset[Piece]:
     try:
-        with open(volume.use(name), "rb") as f:
-            return parse(f.read())[0]
+        return parse(regular.read(volume.use(name)))[0]
     except (OSError, ValueError):
         return frozenset()
 
@@ -243,7 +244,7 @@ def _name(warm: WarmDir) -> str:
 
 
 def _touch(path: str) -> None:
-    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | _SAFELY, 0o666))
 
 
 def _replace(path: str, data: bytes) -> None:

@@ -22,6 +22,7 @@ from warmer.layout import FILES
 from warmer.observe import numbers
 from warmer.seal import safe_path
 from warmer.selection import choose, loadable
+from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -164,6 +165,7 @@ def fill(
             after=after,
             source=str(model),
             seconds=time.monotonic() - started,
+            trust=ANYBODY,  # weights are what the source says, whoever fetched them
         )
     size = sum(file.size for file in wanted)
     return Filled(number, told.done, max(0, size - told.done))

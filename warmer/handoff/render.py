@@ -110,7 +110,7 @@ _HOLD: Final = """\
 # Locked while the server runs: `warmer gc` leaves alone what it was handed.
 if {{ read -r user _ <{use}; }} 2>/dev/null && command -v flock >/dev/null 2>&1; then
     live={uses}/"$user".live
-    if (: <"$live") 2>/dev/null; then
+    if [ -f "$live" ] && (: <"$live") 2>/dev/null; then
         exec 9<"$live"
         flock -s -n 9 2>/dev/null || {{ sleep 1 && flock -s -n 9; }} 2>/dev/null ||
             echo "warmer: cannot lock $live: warmer gc sees only when this pod started" >&2

@@ -41,6 +41,16 @@ def write(warm: WarmDir, handoff: Handoff) -> None:
             _replace(path, texts[name], 0o755 if name in ("serve", "check.py") else 0o644)
 
 
+def withdraw(warm: WarmDir) -> None:
+    """Take the handoff back, before what it hands off is gone and another is written.
+
+    Raises:
+        VolumeError: the warm dir failed.
+    """
+    with using(_PLACE), contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(warm.handoff, HANDOFF_FILES[-1]))
+
+
 def link_model(model_path: str, model_files: str) -> None:
     """Make the fixed model path a link to the weights, replacing an older link by rename.
 

@@ -82,6 +82,7 @@ def _nvidia_smi() -> list[tuple[str, str, str]]:
     try:
         done = subprocess.run(
             [command, query, "--format=csv,noheader"],
+            env={n: v for n, v in os.environ.items() if not n.startswith("WARMER_")},
             capture_output=True,
             text=True,
             timeout=30,

@@ -10,15 +10,15 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import statistics
 from typing import TYPE_CHECKING, Any, Final
 
-from warmer import keys, seal
+from warmer import keys, regular, seal
 from warmer.errors import IntegrityError, VolumeError, using
 from warmer.layout import KEY, SEAL, Volume, WarmDir
 from warmer.model import KERNEL_KINDS, Held, Inventory, Key, Kind, Nearest
 from warmer.observe import numbers
-from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -51,7 +51,7 @@ def observe(
     warm: WarmDir,
     wanted: Mapping[Kind, Key],
     *,
-    trust: Trust = ANYBODY,
+    trust: Trust,
     neighbours: bool = True,
 ) -> Inventory:
     """Judge every wanted piece.
@@ -78,7 +78,7 @@ def observe(
             found = keys.nearest(key, others.items())
             if found is not None:
                 nearest[kind] = found
-            rate = _rate(volume, kind, [key.digest, *others])
+            rate = _rate(volume, kind, [key.digest, *others], trust)
             if rate is not None:
                 rates[kind] = rate
     restored = {k: _restored(warm, wanted[k], h) for k, h in held.items() if k in KERNEL_KINDS}
@@ -105,17 +105,23 @@ def read_seal(directory: str) -> tuple[seal.Seal, bytes]:
 
     Raises:
         FileNotFoundError: there is none.
-        IntegrityError: it is malformed.
+        IntegrityError: it is malformed, or no file that a seal could be.
         ForeignSealError: it is of another format.
     """
     path = os.path.join(directory, SEAL)
-    with open(path, "rb") as f:
-        data = f.read()
+    try:
+        data = regular.read(path, most=seal.LONGEST)
+    except regular.OddFileError as exc:
+        raise IntegrityError(
+            f"got {path}, which {exc}, expected a seal",
+            reason="malformed-seal",
+            hint="something else writes on the volume; run `warmer prefill` again",
+        ) from exc
     return seal.parse(data, where=path), data
 
 
 def judge_generation(  # noqa: PLR0911 - one return per verdict reads best
-    volume: Volume, key: Key, number: int, trust: Trust = ANYBODY
+    volume: Volume, key: Key, number: int, *, trust: Trust
 ) -> tuple[Held, seal.Seal | None]:
     """Judge one published generation by its seal, who signed it, and the sizes of its files."""
     directory = volume.generation(key.kind, key.digest, number)
@@ -140,11 +146,12 @@ def judge_generation(  # noqa: PLR0911 - one return per verdict reads best
     common: dict[str, Any] = {
         "generation": number,
         "size": record.size,
-        "broken": tuple(missing + wrong),
+        "broken": (*missing, *wrong),
         "seal_sha256": hashlib.sha256(data).hexdigest(),
     }
     if wrong:
-        return Held("corrupt", f"{wrong[0]} has not the size its seal says", **common), record
+        path, why = next(iter(wrong.items()))
+        return Held("corrupt", f"{path} {why}", **common), record
     if missing:
         return Held(
             "partial", f"{len(missing)} files are gone, {missing[0]} first", **common
@@ -168,7 +175,7 @@ def _judge(volume: Volume, key: Key, trust: Trust, seals: dict[Kind, seal.Seal])
         return Held("absent", "nothing is published under this key")
     worst: Held | None = None
     for number in there:
-        held, record = judge_generation(volume, key, number, trust)
+        held, record = judge_generation(volume, key, number, trust=trust)
         if held.verdict == "sealed" and record is not None:
             seals[key.kind] = record
             return held
@@ -181,6 +188,8 @@ def _stale(held: Mapping[Kind, Held], seals: Mapping[Kind, seal.Seal]) -> dict[K
     found: dict[Kind, Held] = {}
     for kind, record in seals.items():
         for other in KERNEL_KINDS:
+            if other == kind:  # it is beside itself
+                continue
             need = record.needs.get(other, 0)
             if other in held and held[other].verdict == "sealed" and held[other].generation < need:
                 reason = (
@@ -190,19 +199,22 @@ def _stale(held: Mapping[Kind, Held], seals: Mapping[Kind, seal.Seal]) -> dict[K
     return found
 
 
-def _broken(directory: str, record: seal.Seal) -> tuple[list[str], list[str]]:
+def _broken(directory: str, record: seal.Seal) -> tuple[list[str], dict[str, str]]:
+    """Find the files that are missing, and those that cannot be the sealed ones, with the reason."""
     missing: list[str] = []
-    wrong: list[str] = []
+    wrong: dict[str, str] = {}
     for file in record.files:
         try:
-            size = os.stat(os.path.join(directory, file.path)).st_size
+            info = os.lstat(os.path.join(directory, file.path))
         except OSError as exc:
             if exc.errno in _UNREADABLE and record.kind == "weights":
                 raise
             missing.append(file.path)
             continue
-        if size != file.size:
-            wrong.append(file.path)
+        if not stat.S_ISREG(info.st_mode):
+            wrong[file.path] = "is no regular file"
+        elif info.st_size != file.size:
+            wrong[file.path] = "has not the size its seal says"
     return missing, wrong
 
 
@@ -217,22 +229,26 @@ def _neighbours(volume: Volume, key: Key) -> Iterator[tuple[str, Mapping[str, An
             continue
         path = os.path.join(volume.generation(key.kind, digest, there[0]), KEY)
         try:
-            with open(path, "rb") as f:
-                factors = json.load(f)["factors"]
+            factors = json.loads(regular.read(path))["factors"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         if isinstance(factors, dict):
             yield digest, factors
 
 
-def _rate(volume: Volume, kind: Kind, digests: list[str]) -> float | None:
-    """Median of what earlier fills recorded: bytes per second for weights, else seconds."""
+def _rate(volume: Volume, kind: Kind, digests: list[str], trust: Trust) -> float | None:
+    """Median of what earlier fills recorded: bytes per second for weights, else seconds.
+
+    Seals that do not speak for their place, or that nobody vouches for who is trusted, say nothing.
+    """
     seen: list[float] = []
     for digest in digests[:16]:
         for number in numbers.generations(volume, kind, digest)[:1]:
             try:
                 record, _ = read_seal(volume.generation(kind, digest, number))
             except (OSError, IntegrityError, seal.ForeignSealError):
+                continue
+            if objection(record, Key.known(kind, digest), number, trust):
                 continue
             if record.seconds > 0:
                 seen.append(record.size / record.seconds if kind == "weights" else record.seconds)

@@ -14,12 +14,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 from warmer.model import KINDS, Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from warmer.layout import Volume
 
-_GENERATION: Final = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
+_GENERATION: Final = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 _ASIDE: Final = re.compile(
-    rf"({'|'.join(KINDS)})-([0-9a-f]{{64}})-([1-9][0-9]{{0,8}})(?:[-.].*)?", re.ASCII
+    rf"({'|'.join(KINDS)})-([0-9a-f]{{64}})-([1-9][0-9]{{0,17}})(?:[-.].*)?", re.ASCII
 )
+LEAP: Final = 1_000_000
+"""How far a number may be above the next lower one to be warmer's, which counts by ones.
+
+gc removes lower numbers, so that there are gaps; no key is filled a million times. Whatever name
+is made on the volume, the number after the highest that counts can be given.
+"""
 
 
 class Aside(NamedTuple):
@@ -39,26 +47,55 @@ def aside(name: str) -> Aside | None:
 def highest_taken(volume: Volume, kind: Kind, digest: str) -> int:
     """Find the highest number ever given to a generation of a key, whatever became of it.
 
-    Seals name generations of other pieces by number, so that a number is never used twice.
+    Seals name generations of other pieces by number, so that a number is never used twice. That
+    two writers never publish one does not rest on this: the rename onto a name that is there fails.
     """
-    taken = [0, *generations(volume, kind, digest)]
+    taken = {*_published(volume, kind, digest), *_moved(volume, kind, digest)}
+    return max(_counted(taken), default=0)
+
+
+def generations(volume: Volume, kind: Kind, digest: str) -> list[int]:
+    """List the generation numbers published under a key, newest first.
+
+    Names of numbers that warmer cannot have come to are none of its own.
+    """
+    found = _published(volume, kind, digest)
+    ours = _counted(found)
+    if len(ours) < len(found):  # numbers in between may have been removed
+        counted = set(_counted(found | _moved(volume, kind, digest)))
+        ours = sorted(found & counted)
+    return ours[::-1]
+
+
+def _published(volume: Volume, kind: Kind, digest: str) -> set[int]:
+    try:
+        names = listing(volume, volume.key(kind, digest))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    return {int(name) for name in names if _GENERATION.fullmatch(name)}
+
+
+def _moved(volume: Volume, kind: Kind, digest: str) -> set[int]:
+    """List the numbers of a key that were moved aside, or are taken for good."""
+    found: set[int] = set()
     for place in (volume.quarantine, volume.trash, volume.taken):
         try:
             names = listing(volume, place)
         except FileNotFoundError:
             continue
-        found = (aside(name) for name in names)
-        taken += [one.number for one in found if one and (one.kind, one.digest) == (kind, digest)]
-    return max(taken)
+        asides = (aside(name) for name in names)
+        found |= {one.number for one in asides if one and (one.kind, one.digest) == (kind, digest)}
+    return found
 
 
-def generations(volume: Volume, kind: Kind, digest: str) -> list[int]:
-    """List the generation numbers published under a key, newest first."""
-    try:
-        names = listing(volume, volume.key(kind, digest))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted((int(n) for n in names if _GENERATION.fullmatch(n)), reverse=True)
+def _counted(numbers: Iterable[int]) -> list[int]:
+    """Return the numbers that counting by ones can have come to, the lowest first."""
+    found: list[int] = []
+    for number in sorted(numbers):
+        if number - (found[-1] if found else 0) > LEAP:
+            break
+        found.append(number)
+    return found
 
 
 def listing(volume: Volume, path: str) -> list[str]:

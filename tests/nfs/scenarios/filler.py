@@ -18,6 +18,7 @@ from warmer.layout import Volume, WarmDir
 from warmer.model import Key
 from warmer.observe import inventory, numbers
 from warmer.seal import SealedFile
+from warmer.trust import ANYBODY
 
 CHUNK = 1 << 14
 
@@ -51,7 +52,9 @@ def fill(volume, key, claims, chance):
     """Fill one key; returns what came of it."""
 
     def filled():
-        seen = inventory.observe(volume, WarmDir("/nowhere"), {"weights": key}, neighbours=False)
+        seen = inventory.observe(
+            volume, WarmDir("/nowhere"), {"weights": key}, neighbours=False, trust=ANYBODY
+        )
         return seen.held["weights"].verdict == "sealed"
 
     try:
@@ -62,7 +65,13 @@ def fill(volume, key, claims, chance):
             after = numbers.highest_taken(volume, key.kind, key.digest)
             staging, sealed = stage(volume, key, grant, chance)
             try:
-                how = {"grant": grant, "after": after, "source": "chaos", "seconds": 1.0}
+                how = {
+                    "grant": grant,
+                    "after": after,
+                    "source": "chaos",
+                    "seconds": 1.0,
+                    "trust": ANYBODY,
+                }
                 publish.publish(volume, staging, files=sealed, **how)
             except BaseException:
                 stagings.discard(staging)

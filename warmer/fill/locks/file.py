@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from warmer.errors import using
-from warmer.fill.locks import BEATS, LEASE, lost, ofd
+from warmer.fill.locks import BEATS, LEASE, lockfile, lost, ofd
 from warmer.fill.locks.heartbeat import Heartbeat
 from warmer.fill.locks.record import SIZE, Owner, encode, parse
 from warmer.fill.locks.sight import Sight
@@ -101,18 +101,18 @@ def acquire(path: str, *, me: Owner, place: str) -> FileGrant | Owner:
     with using(place):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         for _ in range(_TURNS):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = lockfile.opened(path)
             try:
                 if not ofd.try_lock(descriptor, place=place, path=path):
-                    return _read(path)
-                if _leads_to(path, descriptor):
+                    return lockfile.read(path)
+                if lockfile.leads_to(path, descriptor):
                     before = parse(os.pread(descriptor, SIZE, 0))
                     mine, descriptor = descriptor, -1  # the grant's to close from here on
                     return FileGrant(mine, path, before=before, me=me)
             finally:
                 if descriptor >= 0:
                     os.close(descriptor)
-        return _read(path)
+        return lockfile.read(path)
 
 
 class FileGrant:
@@ -199,13 +199,13 @@ class FileGrant:
             if self._descriptor is None or self._lost:
                 return False
             try:
-                found = _read(self._path)
+                found = lockfile.read(self._path)
                 self._lost = found.nonce != self._owner.nonce and found.epoch >= self.epoch
                 if not self._lost:
                     fresh = self._owner.next_beat(*self._doing)
                     self._write(fresh)
                     self._owner = fresh
-                    self._lost = not _leads_to(self._path, self._descriptor)
+                    self._lost = not lockfile.leads_to(self._path, self._descriptor)
             except OSError as exc:
                 if exc.errno not in _GONE:
                     raise
@@ -221,10 +221,15 @@ class FileGrant:
         from the server for as long as that one allows.
         """
         with contextlib.suppress(OSError):
-            other = _read(self._path)
+            other = lockfile.read(self._path)
             another = bool(other.name) and other.nonce != self._owner.nonce
             lively = time.monotonic() - self._beat_at < self._owner.lease
-            if another and lively and _leads_to(self._path, descriptor) and not self._warned:
+            if (
+                another
+                and lively
+                and lockfile.leads_to(self._path, descriptor)
+                and not self._warned
+            ):
                 self._warned = True
                 _log.warning(
                     "a living owner's lock was given to another: do locks exclude on this mount?",
@@ -256,7 +261,7 @@ def _break(path: str, seen: Owner, *, silent: float) -> None:
     if isinstance(guard, Owner):
         return
     try:
-        if _read(path) != seen:
+        if lockfile.read(path) != seen:
             return
         which = {"lock": os.path.basename(path), "owner": seen.name, "epoch": seen.epoch}
         _log.warning("taking over", **which, silent_s=round(silent))
@@ -268,32 +273,3 @@ def _break(path: str, seen: Owner, *, silent: float) -> None:
         os.replace(fresh, path)
     finally:
         guard.release()
-
-
-def _read(path: str) -> Owner:
-    """Read the record by its name; opening it anew makes NFS ask the server."""
-    _reopen(os.path.dirname(path))
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return Owner()
-    try:
-        return parse(os.pread(descriptor, SIZE, 0))
-    finally:
-        os.close(descriptor)
-
-
-def _leads_to(path: str, descriptor: int) -> bool:
-    """Whether the name still leads to the locked file; replaced or deleted, it excludes nobody."""
-    _reopen(os.path.dirname(path))
-    try:
-        named = os.stat(path)
-    except FileNotFoundError:
-        return False
-    mine = os.fstat(descriptor)
-    return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
-
-
-def _reopen(directory: str) -> None:
-    """Make NFS fetch the directory anew; until then it answers from memory."""
-    os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))

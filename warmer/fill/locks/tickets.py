@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from warmer import regular
 from warmer.errors import using
 from warmer.fill.locks import BEATS, LEASE, lost
 from warmer.fill.locks.heartbeat import Heartbeat
@@ -104,9 +105,8 @@ class Tickets:
             if not _NAME.fullmatch(name) or path == mine.path:
                 continue
             try:
-                with open(path, "rb") as f:
-                    owner = parse(f.read())
-            except (FileNotFoundError, PermissionError):
+                owner = parse(regular.read(path))
+            except (FileNotFoundError, PermissionError, IsADirectoryError, regular.OddFileError):
                 continue
             if self._sight.unchanged(path, owner) < (owner.lease or self._me.lease):
                 alive.append(owner)
@@ -188,7 +188,7 @@ class _Ticket:
         return True
 
     def _write(self, owner: Owner, *, new: bool = False) -> None:
-        how = os.O_WRONLY | os.O_CLOEXEC | (os.O_CREAT if new else 0)
+        how = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if new else 0)
         descriptor = os.open(self.path, how, 0o666)
         try:
             os.pwrite(descriptor, encode(owner), 0)
