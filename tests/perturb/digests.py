@@ -1,0 +1,142 @@
+"""vLLM's own keys, told by vLLM's own code: imported once, then one fork for each start.
+
+Reads ``{"starts": [{"argv": [...], "env": {...}}, ...]}`` and writes one JSON line. A start's keys
+are the parts of what vLLM 0.32 names its compiled functions by (``aot_compile_hash_factors`` in
+``vllm/compilation/caching.py``): the variables that it hashes, ``VllmConfig.compute_hash`` as
+`vllm serve` would make it, and the configuration of Inductor, which also keys Inductor's cache.
+
+The sweep asks the other way round: which variables do vLLM and torch read into those keys, though
+`warmer.freedoms` leaves them out?
+"""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import re
+import sys
+
+CONFIGS = ("torch._inductor.config", "torch._functorch.config", "torch._dynamo.config")
+READ = re.compile(r"(?:environ\.get|environ\[|getenv|env_name_\w+=)\W*\"([A-Z][A-Z0-9_]*)\"")
+VALUES = ("1", "0", "nothing-that-is-there")
+"""One of them is not what a switch has by default."""
+
+
+def parser():
+    """vLLM's parser of `vllm serve`; the module moved from version to version."""
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    for home in ("launchers", "common", "openai"):
+        with contextlib.suppress(ModuleNotFoundError):
+            module = importlib.import_module(f"vllm.entrypoints.{home}.cli_args")
+            return module.make_arg_parser(FlexibleArgumentParser())
+    raise SystemExit("got no parser of vllm serve, expected one of those known")
+
+
+def inductor():
+    """The parts of Inductor's key that variables decide: read anew, as a new process would."""
+    from vllm.compilation.compiler_interface import get_inductor_factors
+
+    for name in CONFIGS:
+        del sys.modules[name]
+        importlib.import_module(name)
+    return get_inductor_factors()
+
+
+def digest(value):
+    return hashlib.sha256(str(value).encode()).hexdigest()[:16]
+
+
+def keys(serve, argv):
+    from vllm import envs
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    args = AsyncEngineArgs.from_cli_args(serve.parse_args(argv))
+    config = args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    return {
+        "variables": digest(sorted(envs.compile_factors().items())),
+        "config": config.compute_hash()[:16],
+        "inductor": digest(inductor()),
+    }
+
+
+def sweep():
+    """Variables in vLLM's keys that are no factor of warmer's."""
+    import vllm
+    from vllm import envs
+
+    from warmer import freedoms
+
+    version = freedoms.version(vllm.__version__)
+    hashed = set(envs.compile_factors())
+    read = set()
+    for name in CONFIGS:
+        with open(sys.modules[name].__file__, encoding="utf-8") as f:
+            read |= set(READ.findall(f.read()))
+    missed = {n for n in hashed if not freedoms.hashed_variable(n, "1", version)}
+    before = digest(inductor())
+    for name in sorted(read):
+        if freedoms.hashed_variable(name, "1", version):
+            continue
+        held = os.environ.pop(name, None)
+        for value in VALUES:
+            os.environ[name] = value
+            with contextlib.suppress(ValueError, AssertionError):
+                if digest(inductor()) != before:
+                    missed.add(name)
+        del os.environ[name]
+        if held is not None:
+            os.environ[name] = held
+    return {"swept": len(hashed) + len(read), "missed": sorted(missed)}
+
+
+def forked(work):
+    """Run `work` in a fork, as nothing may be left of it; its result, or why there is none."""
+    mine, its = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            result = work()
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - told to whoever asked
+            result = {"error": f"{type(exc).__name__}: {exc}"}
+        with os.fdopen(its, "w") as f:
+            json.dump(result, f)
+        os._exit(0)
+    os.close(its)
+    with os.fdopen(mine) as f:
+        text = f.read()
+    _, status = os.waitpid(child, 0)
+    return json.loads(text) if text else {"error": f"the process ended with {status}"}
+
+
+def start(serve, argv, env):
+    os.environ.clear()
+    os.environ.update(env)
+    return keys(serve, argv)
+
+
+def main():
+    # What is imported here prints and logs; the answer has a descriptor of its own.
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    asked = json.load(sys.stdin)
+    import vllm.engine.arg_utils
+    from vllm.compilation.compiler_interface import get_inductor_factors
+
+    get_inductor_factors()  # hashes torch's sources, once
+    serve = parser()
+    starts = [forked(lambda s=s: start(serve, s["argv"], s["env"])) for s in asked["starts"]]
+    found = {"starts": starts}
+    if asked.get("sweep"):
+        found["sweep"] = forked(sweep)
+    import torch
+
+    found["versions"] = {"vllm": vllm.__version__, "torch": torch.__version__}
+    json.dump(found, answer)
+    answer.flush()
+
+
+if __name__ == "__main__":
+    main()
