@@ -6,19 +6,21 @@ are the parts of what vLLM 0.32 names its compiled functions by (``aot_compile_h
 `vllm serve` would make it, and the configuration of Inductor, which also keys Inductor's cache.
 
 The sweep asks the other way round: which variables do vLLM and torch read into those keys, though
-`warmer.freedoms` leaves them out?
+`warmer.freedoms` leaves them out? Triton's key, of which kernels on a GPU depend, is asked too.
 """
 
 import contextlib
 import hashlib
 import importlib
 import json
+import mmap
 import os
 import re
 import sys
 
 CONFIGS = ("torch._inductor.config", "torch._functorch.config", "torch._dynamo.config")
 READ = re.compile(r"(?:environ\.get|environ\[|getenv|env_name_\w+=)\W*\"([A-Z][A-Z0-9_]*)\"")
+NAME = re.compile(rb"\0([A-Z][A-Z0-9]*_[A-Z0-9_]{3,60})(?=\0)")
 VALUES = ("1", "0", "nothing-that-is-there")
 """One of them is not what a switch has by default."""
 
@@ -39,7 +41,7 @@ def inductor():
     from vllm.compilation.compiler_interface import get_inductor_factors
 
     for name in CONFIGS:
-        del sys.modules[name]
+        sys.modules.pop(name, None)  # not there where the last value was refused
         importlib.import_module(name)
     return get_inductor_factors()
 
@@ -63,7 +65,7 @@ def keys(serve, argv):
 
 
 def sweep():
-    """Variables in vLLM's keys that are no factor of warmer's."""
+    """Variables in the keys that are no factor of warmer's."""
     import vllm
     from vllm import envs
 
@@ -75,21 +77,34 @@ def sweep():
     for name in CONFIGS:
         with open(sys.modules[name].__file__, encoding="utf-8") as f:
             read |= set(READ.findall(f.read()))
-    missed = {n for n in hashed if not freedoms.hashed_variable(n, "1", version)}
+    known, of_triton = triton()
+    names = hashed | read | known
+    left_out = {n for n in names if not freedoms.hashed_variable(n, "1", version)}
     before = digest(inductor())
-    for name in sorted(read):
-        if freedoms.hashed_variable(name, "1", version):
-            continue
+    missed = left_out & hashed
+    for name in sorted(left_out - hashed):
         held = os.environ.pop(name, None)
         for value in VALUES:
             os.environ[name] = value
+            if name in of_triton():
+                missed.add(name)
             with contextlib.suppress(ValueError, AssertionError):
-                if digest(inductor()) != before:
+                if name in read and digest(inductor()) != before:
                     missed.add(name)
         del os.environ[name]
         if held is not None:
             os.environ[name] = held
-    return {"swept": len(hashed) + len(read), "missed": sorted(missed)}
+    return {"swept": len(names), "left_out": len(left_out), "missed": sorted(missed)}
+
+
+def triton():
+    """Names that Triton may read, and what asks it which of those now set are in its key."""
+    try:
+        from triton._C import libtriton
+    except ImportError:  # a build without it
+        return set(), dict
+    with open(libtriton.__file__, "rb") as f, mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ) as text:
+        return {n.decode() for n in NAME.findall(text)}, libtriton.get_cache_invalidating_env_vars
 
 
 def forked(work):
