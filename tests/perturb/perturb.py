@@ -124,6 +124,12 @@ def judge(predicted, parts, built):
     return "agree_miss" if missed else "cautious"
 
 
+def unset(env):
+    """Leave out what the machine at hand has set of the rows' variables: the rows set them."""
+    names = {name for row in ROWS for name in row.env} - {"HOME", "VLLM_CPU_KVCACHE_SPACE"}
+    return {name: value for name, value in env.items() if name not in names}
+
+
 def fill(work):
     """Prefill the tiny model; a pod with the demo's commands."""
     from families import Families
@@ -132,9 +138,7 @@ def fill(work):
     tiny = os.path.join(work, "tiny")
     make_tiny_llama(tiny)
     demo = Families(work, f"file://{tiny}", {}, ["--max-model-len", "512"])
-    # What the machine at hand has set of the rows' variables is not there before the row sets it.
-    for name in {name for row in ROWS for name in row.env} - {"HOME", "VLLM_CPU_KVCACHE_SPACE"}:
-        demo.env.pop(name, None)
+    demo.env = unset(demo.env)
     with contextlib.redirect_stdout(sys.stderr):
         demo.warmer("prefill", "--on-miss", "kernels=fail")
     return demo
@@ -191,7 +195,10 @@ def main():
         )
         table.append({"name": row.name, "plan": said, "factors": factors, "differs": parts})
         table[-1] |= {"built": built, "verdict": verdict}
-    print(f"\nswept {swept['swept']} variables; in vLLM's key, free in warmer's: {swept['missed']}")
+    print(
+        f"\nOf {swept['swept']} variables that vLLM, torch and Triton read or may, {swept['left_out']} are no "
+        f"factors; in a key of theirs nonetheless: {', '.join(swept['missed']) or 'none'}."
+    )
     engines = sum(row["built"] is not None for row in table)
     record = {"rows": len(rows), **counts, "engines": engines, "missed": swept["missed"]}
     record |= {"versions": versions, "table": table}
