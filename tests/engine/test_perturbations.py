@@ -42,5 +42,6 @@ def test_no_perturbed_start_is_called_warm_of_which_a_key_of_vllm_differs(pertur
 def test_every_variable_in_a_key_of_vllm_torch_or_triton_is_a_factor(perturbed):
     _, _, sweep = perturbed
     assert "error" not in sweep, sweep
-    assert sweep["left_out"] > 50
+    assert sweep["swept"] > 200
+    assert sweep["left_out"] > 0
     assert sweep["missed"] == []

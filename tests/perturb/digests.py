@@ -18,6 +18,20 @@ import os
 import re
 import sys
 
+# What is imported here prints and logs; the answer has a descriptor of its own.
+ANSWER = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
+import torch
+import vllm
+from vllm import envs
+from vllm.compilation.compiler_interface import get_inductor_factors
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from warmer import freedoms
+
 CONFIGS = ("torch._inductor.config", "torch._functorch.config", "torch._dynamo.config")
 READ = re.compile(r"(?:environ\.get|environ\[|getenv|env_name_\w+=)\W*\"([A-Z][A-Z0-9_]*)\"")
 NAME = re.compile(rb"\0([A-Z][A-Z0-9]*_[A-Z0-9_]{3,60})(?=\0)")
@@ -27,8 +41,6 @@ VALUES = ("1", "0", "nothing-that-is-there")
 
 def parser():
     """vLLM's parser of `vllm serve`; the module moved from version to version."""
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
     for home in ("launchers", "common", "openai"):
         with contextlib.suppress(ModuleNotFoundError):
             module = importlib.import_module(f"vllm.entrypoints.{home}.cli_args")
@@ -38,8 +50,6 @@ def parser():
 
 def inductor():
     """The parts of Inductor's key that variables decide: read anew, as a new process would."""
-    from vllm.compilation.compiler_interface import get_inductor_factors
-
     for name in CONFIGS:
         sys.modules.pop(name, None)  # not there where the last value was refused
         importlib.import_module(name)
@@ -50,11 +60,9 @@ def digest(value):
     return hashlib.sha256(str(value).encode()).hexdigest()[:16]
 
 
-def keys(serve, argv):
-    from vllm import envs
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.usage.usage_lib import UsageContext
-
+def start(serve, argv, env):
+    os.environ.clear()
+    os.environ.update(env)
     args = AsyncEngineArgs.from_cli_args(serve.parse_args(argv))
     config = args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     return {
@@ -66,45 +74,49 @@ def keys(serve, argv):
 
 def sweep():
     """Variables in the keys that are no factor of warmer's."""
-    import vllm
-    from vllm import envs
-
-    from warmer import freedoms
-
-    version = freedoms.version(vllm.__version__)
     hashed = set(envs.compile_factors())
     read = set()
     for name in CONFIGS:
         with open(sys.modules[name].__file__, encoding="utf-8") as f:
             read |= set(READ.findall(f.read()))
-    known, of_triton = triton()
-    names = hashed | read | known
-    left_out = {n for n in names if not freedoms.hashed_variable(n, "1", version)}
+    left_out = set(filter(free, hashed | read))
+    missed = left_out & hashed | set(filter(free, triton()))
     before = digest(inductor())
-    missed = left_out & hashed
     for name in sorted(left_out - hashed):
-        held = os.environ.pop(name, None)
         for value in VALUES:
-            os.environ[name] = value
-            if name in of_triton():
-                missed.add(name)
-            with contextlib.suppress(ValueError, AssertionError):
-                if name in read and digest(inductor()) != before:
+            with variables({name: value}), contextlib.suppress(ValueError, AssertionError):
+                if digest(inductor()) != before:
                     missed.add(name)
-        del os.environ[name]
-        if held is not None:
-            os.environ[name] = held
-    return {"swept": len(names), "left_out": len(left_out), "missed": sorted(missed)}
+    return {"swept": len(hashed | read), "left_out": len(left_out), "missed": sorted(missed)}
+
+
+def free(name):
+    return not freedoms.hashed_variable(name, "1", freedoms.version(vllm.__version__))
 
 
 def triton():
-    """Names that Triton may read, and what asks it which of those now set are in its key."""
+    """The variables in Triton's key: of all names in its library, those it says so of."""
     try:
-        from triton._C import libtriton
-    except ImportError:  # a build without it
-        return set(), dict
+        from triton._C import libtriton  # noqa: PLC0415 - a CPU may be without
+    except ImportError:
+        return set()
     with open(libtriton.__file__, "rb") as f, mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ) as text:
-        return {n.decode() for n in NAME.findall(text)}, libtriton.get_cache_invalidating_env_vars
+        names = {name.decode() for name in NAME.findall(text)} - os.environ.keys()
+    with variables(dict.fromkeys(names, "1")):
+        return set(libtriton.get_cache_invalidating_env_vars())
+
+
+@contextlib.contextmanager
+def variables(values):
+    """Set variables for the length of a block."""
+    held = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            del os.environ[name]
+        os.environ.update(held)
 
 
 def forked(work):
@@ -126,31 +138,15 @@ def forked(work):
     return json.loads(text) if text else {"error": f"the process ended with {status}"}
 
 
-def start(serve, argv, env):
-    os.environ.clear()
-    os.environ.update(env)
-    return keys(serve, argv)
-
-
 def main():
-    # What is imported here prints and logs; the answer has a descriptor of its own.
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     asked = json.load(sys.stdin)
-    import vllm.engine.arg_utils
-    from vllm.compilation.compiler_interface import get_inductor_factors
-
     get_inductor_factors()  # hashes torch's sources, once
     serve = parser()
     starts = [forked(lambda s=s: start(serve, s["argv"], s["env"])) for s in asked["starts"]]
-    found = {"starts": starts}
-    if asked.get("sweep"):
-        found["sweep"] = forked(sweep)
-    import torch
-
+    found = {"starts": starts, "sweep": forked(sweep) if asked.get("sweep") else None}
     found["versions"] = {"vllm": vllm.__version__, "torch": torch.__version__}
-    json.dump(found, answer)
-    answer.flush()
+    json.dump(found, ANSWER)
+    ANSWER.flush()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ import tempfile
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, *(os.path.join(HERE, "..", name) for name in ("support", "demo", "bench"))]
 
-from rows import OTHER, ROWS, merged
+from families import Families
+from rows import OTHER, PLACES, ROWS, merged
+from tinymodel import make_tiny_llama
 
 TOP = os.path.join(HERE, "..", "..")
 VERDICTS = ("agree_warm", "agree_miss", "cautious", "refused", "false_warm")
@@ -48,8 +50,9 @@ class Pod:
             self.handoff = json.load(f)
 
     def args(self, row):
-        """The words that a row adds; a placeholder becomes the model's path."""
-        return [self.handoff["model_path"] if word == "MODEL" else word for word in row.args]
+        """The words that a row adds, with paths for what stands for one."""
+        places = PLACES | {"MODEL": self.handoff["model_path"]}
+        return [places.get(word, word) for word in row.args]
 
     def predict(self, row):
         """What `plan` says: warm, miss with the factors by name, or refused with the reason."""
@@ -60,8 +63,10 @@ class Pod:
             return "refused", [said["error"]["reason"]]
         steps = said["steps"]
         assert done.returncode == (1 if steps else 0), done.stderr
-        found = [d["factor"] for s in steps if s.get("nearest") for d in s["nearest"]["differences"]]
-        return ("miss" if steps else "warm"), sorted(set(found))
+        nearest = [s["nearest"]["differences"] for s in steps if s.get("nearest")]
+        return ("miss" if steps else "warm"), sorted(
+            {d["factor"] for some in nearest for d in some}
+        )
 
     def kept(self, row):
         """What the handoff of the row's own pod would say otherwise than the one at hand."""
@@ -100,7 +105,7 @@ def digests(pod, rows, *, sweep=False):
     found = json.loads(done.stdout)
     base, *rest = found["starts"]
     assert "error" not in base, base
-    return base, rest, found.get("sweep"), found["versions"]
+    return base, rest, found["sweep"], found["versions"]
 
 
 def differing(base, keys):
@@ -132,9 +137,6 @@ def unset(env):
 
 def fill(work):
     """Prefill the tiny model; a pod with the demo's commands."""
-    from families import Families
-    from tinymodel import make_tiny_llama
-
     tiny = os.path.join(work, "tiny")
     make_tiny_llama(tiny)
     demo = Families(work, f"file://{tiny}", {}, ["--max-model-len", "512"])
@@ -190,14 +192,16 @@ def main():
         shown = f"{said}: {', '.join(factors)}" if factors else said
         name = row.name.replace("|", "\\|")
         print(
-            f"| `{name}` | {shown} | {', '.join(parts) or '–'} | {engine} | {verdict.replace('_', ' ')} |",
+            f"| `{name}` | {shown} | {', '.join(parts) or 'nothing'} | {engine} "
+            f"| {verdict.replace('_', ' ')} |",
             flush=True,
         )
         table.append({"name": row.name, "plan": said, "factors": factors, "differs": parts})
         table[-1] |= {"built": built, "verdict": verdict}
     print(
-        f"\nOf {swept['swept']} variables that vLLM, torch and Triton read or may, {swept['left_out']} are no "
-        f"factors; in a key of theirs nonetheless: {', '.join(swept['missed']) or 'none'}."
+        f"\nOf {swept['swept']} variables that vLLM hashes or torch's configuration reads, "
+        f"{swept['left_out']} are no factors; of these and of Triton's, in a key nonetheless: "
+        f"{', '.join(swept['missed']) or 'none'}."
     )
     engines = sum(row["built"] is not None for row in table)
     record = {"rows": len(rows), **counts, "engines": engines, "missed": swept["missed"]}

@@ -4,7 +4,8 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 
-TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "template.jinja")
+PLACES = {"TEMPLATE": os.path.join(os.path.dirname(os.path.abspath(__file__)), "template.jinja")}
+"""What stands for a path in the rows; ``MODEL`` is where the engine reads the model."""
 OTHER = os.path.join(tempfile.gettempdir(), "another")
 """A directory that is another one; made anew for every start."""
 
@@ -63,7 +64,7 @@ ROWS = (
     flag("--served-model-name", "another", engine=True),
     flag("--seed", "7", engine=True),
     flag("--load-format", "dummy"),
-    flag("--chat-template", TEMPLATE),
+    flag("--chat-template", "TEMPLATE"),
     flag("--disable-log-stats"),
     flag("--gpu-memory-utilization", "0.5"),
     flag("--no-enable-prefix-caching", engine=True),
