@@ -147,19 +147,21 @@ def fill(work):
 
 
 def run(demo, pod, row, log):
-    """Start the engine as a row says on freshly restored caches; which files it built."""
+    """Start the engine as a row says on freshly restored caches; seconds to ready, files it built."""
     with contextlib.redirect_stdout(sys.stderr):
         demo.new_pod()
         demo.warmer("prefill")
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in pod.kept(row).items()]
     with open(os.path.join(demo.warm_dir, "handoff", "env"), "a", encoding="utf-8") as f:
         f.writelines(lines)
-    shutil.rmtree(OTHER, ignore_errors=True)
     os.makedirs(OTHER)
     words = pod.args(row)
     name = words[-1] if "--served-model-name" in words else demo.handoff()["served_name"]
-    ready, said, built = demo.start(log, *words, env=row.env, name=name)
-    return ready, said.cache, built
+    try:
+        ready, _, built = demo.start(log, *words, env=row.env, name=name)
+    finally:
+        shutil.rmtree(OTHER, ignore_errors=True)
+    return ready, len(built)
 
 
 def main():
@@ -184,8 +186,7 @@ def main():
             parts = differing(base, key)
             if row.engine and os.environ.get("ENGINE") != "0":
                 log = os.path.join(work, f"row-{number}.log")
-                ready, _, files = run(demo, pod, row, log)
-                built = len(files)
+                ready, built = run(demo, pod, row, log)
         verdict = judge(said, parts, built)
         counts[verdict] += 1
         engine = "" if built is None else f"{built}, {ready:.0f} s"

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 PLACES = {"TEMPLATE": os.path.join(os.path.dirname(os.path.abspath(__file__)), "template.jinja")}
 """What stands for a path in the rows; ``MODEL`` is where the engine reads the model."""
-OTHER = os.path.join(tempfile.gettempdir(), "another")
-"""A directory that is another one; made anew for every start."""
+OTHER = os.path.join(tempfile.gettempdir(), f"perturb-{os.getpid()}")
+"""Another directory than the fill's; made anew for every start."""
 
 
 @dataclass(frozen=True)
