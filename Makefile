@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/sh
 
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test lint bench perturb docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 12
@@ -34,6 +34,9 @@ bench: $(VENV)/.ready  ## make bench NAME=check|families|fill-hf|fill-s3|noop-pr
 	@test -f "tests/bench/$(NAME).py" || { \
 	    echo "got NAME=$(NAME), expected one of: check families fill-hf fill-s3 noop-prefill restore stampede start" >&2; exit 2; }
 	@$(BIN)/python "tests/bench/$(NAME).py"
+
+perturb: $(VENV)/.ready  ## starts that differ in one thing each: foretold, and what the engine did
+	@$(BIN)/python tests/perturb/perturb.py
 
 docs: $(VENV)/.ready  ## write the pages that are generated from the program
 	$(BIN)/python tests/docs/cli_page.py > docs/cli.md

@@ -7,7 +7,9 @@ first vLLM version it holds for.
 
 Sources, read in vLLM 0.32.0 and checked on a running engine: ``vllm/envs.py``
 (``compile_factors``, its ``ignored_factors``) for variables; ``compute_hash`` of the classes in
-``vllm/config/`` for flags (front-end and loader flags reach no config that is hashed).
+``vllm/config/`` for flags (front-end and loader flags reach no config that is hashed). vLLM's key
+also holds torch's whole configuration for Inductor, and Triton has a key of its own: what torch
+2.13 and Triton 3.9 read into them from the environment is a factor (docs/perturbations.md).
 
 Not free although vLLM's compile hash ignores them: ``--gpu-memory-utilization`` and
 ``--kv-cache-memory-bytes``, because a startup plan (``vllm/v1/worker/startup_plan.py``) travels
@@ -79,6 +81,7 @@ FREE_VARIABLES: Final[Mapping[str, Version]] = {
     "VLLM_RPC_BASE_PATH": ALWAYS,
     "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR": (0, 32),
     "TORCHINDUCTOR_CACHE_DIR": ALWAYS,
+    "TRITON_CACHE_DIR": ALWAYS,
     # Who and where this pod is.
     "VLLM_PORT": ALWAYS,
     "VLLM_HOST_IP": ALWAYS,
@@ -104,10 +107,29 @@ FREE_VARIABLES: Final[Mapping[str, Version]] = {
     "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": ALWAYS,
 }
 
-HASHED_PREFIXES: Final = ("VLLM_", "TORCHINDUCTOR_", "TORCH_COMPILE", "RAY_EXPERIMENTAL_NOSET_")
+HASHED_PREFIXES: Final = (
+    "VLLM_",
+    "RAY_EXPERIMENTAL_NOSET_",
+    # Read by torch into the configuration that keys Inductor's cache (its config modules).
+    "AOTINDUCTOR_",
+    "AOT_INDUCTOR_",
+    "INDUCTOR_",
+    "PARTITIONER_",
+    "TORCHDYNAMO_",
+    "TORCHINDUCTOR_",
+    "TORCH_COMPILE",
+    "TORCH_DYNAMO_",
+    # In Triton's key (CACHE_INVALIDATING_ENV_VARS of libtriton).
+    "AMDGCN_",
+    "LLVM_",
+    "MLIR_",
+    "NVPTX_",
+    "TRITON_",
+)
 """Variables with these prefixes are factors unless they stand in `FREE_VARIABLES`."""
 
 HASHED_NAMES: Final = (
+    # vLLM's own hash, or what decides for which machine a JIT builds.
     "CMAKE_BUILD_TYPE",
     "CUDA_HOME",
     "FLASHINFER_CUDA_ARCH_LIST",
@@ -118,8 +140,30 @@ HASHED_NAMES: Final = (
     "OMP_NUM_THREADS",
     "TORCH_CUDA_ARCH_LIST",
     "VERBOSE",
+    # Torch's configuration, and what its C++ is compiled with.
+    "AOT_PARTITIONER_DEBUG",
+    "ATEN_CPU_CAPABILITY",
+    "CI",
+    "CUTEDSL_ENABLE_AUTOTUNING",
+    "CUTLASS_EPILOGUE_FUSION",
+    "CXX",
+    "DUMP_AOTI_MINIFIER",
+    "ENABLE_PERSISTENT_TMA_MATMUL",
+    "ENABLE_TEMPLATE_TMA_STORE",
+    "ENABLE_TMA_LOAD_FOR_TEMPLATE_EPILOGUE",
+    "FAKE_ALLOW_META",
+    "LOG_TLPARSE",
+    "OMP_PREFIX",
+    # Triton's.
+    "ALLOW_LHS_TMEM_LAYOUT_CONVERSION",
+    "DISABLE_LLVM_OPT",
+    "DISABLE_MMA_V3",
+    "DISABLE_MMA_V5",
+    "DISABLE_PTXAS_OPT",
+    "PTXAS_OPTIONS",
+    "USE_IR_LOC",
 )
-"""Further names in vLLM's hash, or that decide what a JIT builds."""
+"""Further names in a hash of vLLM, torch or Triton, or that decide what a JIT builds."""
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """What a shell can export; vLLM reads no other, though a pod may hold some."""

@@ -78,13 +78,13 @@ class Families(Demo):
         differing = [s["nearest"]["differences"] for s in steps if s.get("nearest")]
         return sorted({d["factor"] for some in differing for d in some}), len(steps)
 
-    def start(self, log, *more, env=()):
+    def start(self, log, *more, env=(), name=None):
         """One start by the handoff; seconds to ready, what the log says, which files it built."""
         before = self.held()
         script = os.path.join(self.warm_dir, "handoff", "serve")
         with Server([script, *more], log=log, env=self.env | dict(env)) as server:
             ready = server.wait_ready()
-            server.complete(self.handoff()["served_name"])
+            server.complete(name or self.handoff()["served_name"])
         built = [
             where
             for where, (_, changed) in self.held().items()

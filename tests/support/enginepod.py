@@ -1,0 +1,65 @@
+"""A pod on the real vLLM found here: warmer's verbs, and the server by the handoff."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+from server import Server
+
+from warmer.families import EXCLUDED
+from warmer.fill import members
+from warmer.report import log as start_log
+
+MODEL = "demo/tiny-llama"
+ARGS = ("--max-model-len", "512")
+
+
+class Pod:
+    """A volume, a warm dir and the environment of a pod."""
+
+    def __init__(self, top, hub):
+        self.volume, self.warm_dir = os.path.join(top, "volume"), os.path.join(top, "warm")
+        os.makedirs(self.volume)
+        self.env = dict(os.environ, HF_ENDPOINT=hub.url, VLLM_CPU_KVCACHE_SPACE="1")
+        self.env["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+
+    def warmer(self, verb, *flags, serve_args=ARGS):
+        argv = [sys.executable, "-m", "warmer", verb, *flags, "--warm-dir", self.warm_dir]
+        if verb != "check":
+            argv += ["--volume", self.volume, "--model", MODEL, "--", *serve_args]
+        return subprocess.run(argv, env=self.env, capture_output=True, text=True)
+
+    def new(self):
+        """A new pod: the volume is all that is left."""
+        shutil.rmtree(self.warm_dir)
+        done = self.warmer("prefill")
+        assert done.returncode == 0, done.stderr
+
+    def compiled(self):
+        """The compile tree, less the locks that a compiler takes even to read."""
+        tree = os.path.join(self.warm_dir, "cache", "compile")
+        return set(members.scan(tree, EXCLUDED).members)
+
+    def serve(self, log, *more):
+        """Start the server by the handoff, ask for one completion, stop it.
+
+        Returns its log, and vLLM's own digest of its configuration: a part of every key under
+        which it compiles, told by vLLM 0.32 and newer in each answer.
+        """
+        script = os.path.join(self.warm_dir, "handoff", "serve")
+        with Server([script, *more], log=log, env=self.env) as server:
+            server.wait_ready()
+            answer = server.complete(MODEL)
+        assert answer["choices"][0]["text"]
+        with open(log, encoding="utf-8") as f:
+            return start_log.parse(f), answer.get("system_fingerprint")
+
+    def missing(self, *serve_args):
+        """The factors on which `plan` says that kernels for these arguments differ."""
+        done = self.warmer("plan", "--json", serve_args=serve_args)
+        steps = json.loads(done.stdout)["steps"]
+        assert done.returncode == (1 if steps else 0)
+        found = [d for s in steps if s["kind"] == "compile" for d in s["nearest"]["differences"]]
+        return {d["factor"]: (d["wanted"], d["held"]) for d in found}
