@@ -112,9 +112,10 @@ def _row(piece: Mapping[str, Any], handoff: Mapping[str, Any], deep: bool) -> di
     kind, key = piece["kind"], piece["key"]
     if not isinstance(kind, str) or not isinstance(key, str):
         raise TypeError(f"got kind {kind!r}, key {key!r}, expected texts")
-    if piece["verdict"] != "sealed":
-        row = _as_row(kind, key, _ProblemError(WARM, "cold", piece["reason"]))
-        return dict(row, code=WARM)
+    crashed = kind != "weights" and os.path.lexists(handoff.get("crashed") or "")
+    if crashed or piece["verdict"] != "sealed":
+        reason = "it crashed the engine at load twice" if crashed else piece["reason"]
+        return dict(_as_row(kind, key, _ProblemError(WARM, "cold", reason)), code=WARM)
     try:
         if kind == "weights":
             _sealed(piece, deep)
@@ -149,9 +150,8 @@ def _sealed(piece: Mapping[str, Any], deep: bool) -> None:  # noqa: FBT001 - as 
         file = os.path.join(directory, name)
         found = _ask(os.stat, file).st_size
         if size is not None and found != size:
-            raise _ProblemError(
-                CORRUPT, "corrupt", f"{file} has {found} bytes, its seal says {size}"
-            )
+            why = f"{file} has {found} bytes, its seal says {size}"
+            raise _ProblemError(CORRUPT, "corrupt", why)
         if deep and _ask(_hash, file) != sha256:
             raise _ProblemError(CORRUPT, "corrupt", f"{file} has not the sha256 its seal says")
 

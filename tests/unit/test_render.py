@@ -168,7 +168,7 @@ def test_no_secret_of_the_pod_is_in_the_handoff(pod):
     secrets = {"HF_TOKEN": "planted1", "VLLM_API_KEY": "planted2", "VLLM_X_PASSWORD": "planted3"}
     started(pod, secrets | {"VLLM_GOOD": "2"})
     texts = [path.read_text() for path in Path(pod.warm.handoff).iterdir()]
-    assert len(texts) == 4
+    assert len(texts) == 5
     assert any("VLLM_GOOD" in text for text in texts)
     assert not any("planted" in text for text in texts)
 
