@@ -29,7 +29,7 @@ WITH, WITHOUT = 0, 9
 _CRASHES = 2
 _PATIENCE = 3600.0
 """Seconds after which a start that is not ready has at least not crashed at load."""
-_POLL = 0.25
+_POLL = 0.1
 _ANSWER = 5.0
 _HERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked from here
 _READY, _ENDED, _OLD = "ready", "ended", "old"
