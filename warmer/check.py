@@ -99,16 +99,17 @@ def check(warm_dir: str, deep: bool) -> tuple[list[dict[str, Any]], int]:  # noq
 def _known(handoff: Mapping[str, Any], path: str) -> Sequence[Mapping[str, Any]]:
     if handoff["schema_version"] != 1:
         raise _ProblemError(NOT_WARM, "foreign", f"{path} is of another version of warmer")
-    pieces: Sequence[Mapping[str, Any]] = handoff["pieces"]
-    return pieces
+    return list(handoff["pieces"])
 
 
 def _row(piece: Mapping[str, Any], handoff: Mapping[str, Any], deep: bool) -> dict[str, Any]:  # noqa: FBT001 - as check
     kind, key = piece["kind"], piece["key"]
-    if not isinstance(kind, str) or not isinstance(key, str):
+    if not all(isinstance(name, str) for name in (kind, key)):
         raise TypeError(f"got kind {kind!r}, key {key!r}, expected texts")
-    if piece["verdict"] != "sealed":
-        return dict(_as_row(kind, key, _ProblemError(WARM, "cold", piece["reason"])), code=WARM)
+    crashed = kind != "weights" and os.path.lexists(handoff.get("crashed") or "")
+    if crashed or piece["verdict"] != "sealed":
+        reason = "it crashed the engine at load twice" if crashed else piece["reason"]
+        return dict(_as_row(kind, key, _ProblemError(WARM, "cold", reason)), code=WARM)
     try:
         if kind == "weights":
             _sealed(piece, deep)

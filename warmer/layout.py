@@ -15,7 +15,8 @@ The volume, shared by many pods and written by warmer alone::
         uses/<pod>.json                     what a warm dir was handed; its age is the file's own
         uses/<pod>.live                     locked by the server while it runs
         uses/since                          how long uses have been recorded: the file's own age
-        quarantine/                         generations found corrupt, moved aside
+        crashes/<kind>-<key>-<generation>.<start>  that a start ended before the server was ready
+        quarantine/                         generations found corrupt, or that crashed the engine
         trash/                              generations that nothing needs, hidden until removed
         taken/<kind>-<key>-<generation>     the last number of a key whose generation was removed
         doctor/<nonce>/                     what `warmer doctor` tries things in; removed when it ends
@@ -25,10 +26,13 @@ The warm dir, local to a pod, mounted at the same absolute path in warmer and in
     <warm dir>/
         cache/<kind>/<family>/...           what the engine's cache variables point at
         cache/<kind>.restored.json          which generation `cache/<kind>` was unpacked from
+        cache.cold/<kernels>/<kind>/...     what they point at once these kernels crashed the engine twice
+        starts/<kernels>-warm-<start>       a start that is on its way, or ended before it was ready
+        starts/<kernels>.crashed            two did: no start gets these kernels
         models/<slug>/<revision>            symlink to the weights' files/: the `--model` string
         config/                             what vLLM would keep under HOME, whose place it hashes
         shim/                               package metadata that a renamed engine build lacks
-        handoff/{handoff.json,env,serve,check.py,plan.json}
+        handoff/{handoff.json,env,serve,ready.py,check.py,plan.json}
         logs/                               what the engine said while kernels were built
         lock                                one prefill at a time works in a warm dir
         use                                 the name of this warm dir's record under uses/
@@ -48,7 +52,7 @@ FILES: Final = "files"
 ARCHIVE: Final = "tree.tar.zst"
 MANIFEST: Final = "manifest.json"
 
-HANDOFF_FILES: Final = ("check.py", "env", "serve", "handoff.json")
+HANDOFF_FILES: Final = ("check.py", "ready.py", "env", "serve", "handoff.json")
 """In the order they are written: `handoff.json` last says the others are there."""
 
 
@@ -99,6 +103,11 @@ class Volume:
     def since(self) -> str:
         """The file that is as old as the recording of uses on this volume."""
         return os.path.join(self.top, "uses", "since")
+
+    @property
+    def crashes(self) -> str:
+        """Names of starts that ended before the server was ready, by the generations they had."""
+        return os.path.join(self.top, "crashes")
 
     @property
     def doctor(self) -> str:
@@ -167,6 +176,20 @@ class WarmDir:
     def restored(self, kind: str) -> str:
         """The record of which generation `tree(kind)` holds."""
         return os.path.join(self.root, "cache", f"{kind}.restored.json")
+
+    @property
+    def cold(self) -> str:
+        """Parent of the trees of starts that do not get the kernels of `cache`."""
+        return os.path.join(self.root, "cache.cold")
+
+    @property
+    def starts(self) -> str:
+        """Starts that are on their way, or ended before the server was ready."""
+        return os.path.join(self.root, "starts")
+
+    def crashed(self, mark: str) -> str:
+        """Says that the kernels with this mark crashed the engine twice: no start gets them."""
+        return os.path.join(self.root, "starts", f"{mark}.crashed")
 
     def model(self, slug: str, revision: str) -> str:
         """The path given to the engine as its model: the same whatever the volume's mount."""

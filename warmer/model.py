@@ -28,7 +28,8 @@ partial: published, but a file the seal names is missing.
 absent: nothing under this key.
 foreign: something is there that warmer did not write, or a newer format.
 corrupt: a file's size or content is not what the seal says, or the seal is unreadable.
-stale: complete, but it was built beside a generation of another piece that is gone.
+stale: complete, but it was built beside a generation of another piece that is gone, or it crashed
+    the engine at load twice.
 """
 
 Action = Literal["download", "build", "restore"]
@@ -184,6 +185,7 @@ class Held:
         broken: paths (relative to the generation) that are missing or of the wrong size.
         seal_sha256: digest of the seal's bytes.
         restored: for kernels, whether the warm dir holds this generation's tree.
+        crashed: it crashed the engine at load twice: it is not to be used, nor built upon.
     """
 
     verdict: Verdict
@@ -193,6 +195,7 @@ class Held:
     broken: tuple[str, ...] = ()
     seal_sha256: str = ""
     restored: bool = False
+    crashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,6 +223,9 @@ def _left(s: Situation, outcome: Outcome) -> bool:
 def _build_and_restore(situation: Situation, outcome: Outcome, claims: Claims) -> Situation:
     s = situation
     write.link_model(s.how.model_path, s.model_files)
+    if any(s.held.held[kind].crashed for kind in _builds(s)):
+        stages.retire(s, claims)
+        s = again(s)
     if _builds(s) - {"bytecode"}:
         with outcome.timed("kernels"):
             stages.build_kernels(s, claims)

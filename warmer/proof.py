@@ -19,7 +19,7 @@ import structlog
 
 from warmer import families
 from warmer.errors import EngineError, NotWarmError, VolumeError, using
-from warmer.fill import engine, members, progress, restore
+from warmer.fill import crashes, engine, members, progress, restore
 from warmer.handoff import write
 from warmer.model import KERNEL_KINDS
 from warmer.report import log
@@ -92,6 +92,7 @@ def prove(s: Situation, without: Container[Kind]) -> Proof:
     if stack.shim:
         write.write_shim(s.warm, stack.shim)
     write.link_model(s.how.model_path, s.model_files)
+    pieces = [(s.wanted.keys[kind], s.held.held[kind].generation) for kind in kinds]
     try:
         _restore(s, kinds)
         for kind in kinds:  # while the engine may write there, no record vouches for the tree
@@ -115,11 +116,14 @@ def prove(s: Situation, without: Container[Kind]) -> Proof:
             said = log.parse(f)
         _insist(built, said, run)
         _restore(s, kinds)  # the engine rewrites files of its own accord
-    except BaseException:
+    except BaseException as exc:
+        if isinstance(exc, EngineError) and exc.reason == "engine-exited":
+            crashes.tell(s.volume, pieces)
         for kind in kinds:
             with contextlib.suppress(VolumeError):
                 restore.forget(s.warm, kind)
         raise
+    crashes.acquit(s.volume, pieces)
     if not run.answered:
         _log.warning("the engine completed no text; what a request builds is not proved")
     return Proof(round(run.ready, 3), said.cache, run.answered, run.log)

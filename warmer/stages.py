@@ -9,7 +9,7 @@ import structlog
 
 from warmer import secrecy
 from warmer.errors import SourceError, VolumeError
-from warmer.fill import kernels, progress, publish, restore, weights, workers
+from warmer.fill import crashes, kernels, progress, publish, restore, weights, workers
 from warmer.handoff import write
 from warmer.model import KERNEL_KINDS
 from warmer.observe import inventory, limits
@@ -181,6 +181,28 @@ def set_aside(s: Situation, claims: Claims) -> None:
             if whole and not restore.intact(s.volume, key, held.generation):
                 place = publish.quarantine(s.volume, key, held.generation)
                 _log.warning("quarantined", kind=kind, key=key.short, place=place)
+
+
+def retire(s: Situation, claims: Claims) -> None:
+    """Move kernel generations aside that crashed the engine at load twice, before others are built.
+
+    Raises:
+        VolumeError: the volume failed.
+        BusyError: another owner holds the lock.
+        LockError: the lock's service failed or refused.
+    """
+    for kind, key in _kernel_keys(s).items():
+        if not s.held.held[kind].crashed:
+            continue
+
+        def settled(kind: Kind = kind, key: Key = key) -> bool:
+            return not _look(s, {kind: key})[kind].crashed
+
+        wait = 2 * s.settings.lock.lease if s.settings.wait is None else s.settings.wait
+        with claims.claim(key, wait=wait, filled=settled) as grant:
+            if grant is not None:
+                held = _look(s, {kind: key})[kind]
+                crashes.retire(s.volume, key, held.generation, trust=s.settings.trust)
 
 
 def _look(s: Situation, keys: Mapping[Kind, Key]) -> Mapping[Kind, Held]:

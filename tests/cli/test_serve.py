@@ -59,6 +59,8 @@ def served(argv, *, env, place):
 
     try:
         runs.eventually(answers)
+        # Ended before that, it would count as a start that was never ready.
+        runs.eventually(lambda: runs.listing(f"{place.warm}/starts") == [])
         yield process, port
     finally:
         process.terminate()

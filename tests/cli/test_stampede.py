@@ -78,7 +78,7 @@ def test_six_pods_fetch_and_build_once_and_hand_off_the_same(place, lock):
     assert (place.staged(), place.held()) == ([], [])
 
     first, *others = [handed_off(own) for own, _ in every]
-    assert first.keys() == {"handoff.json", "env", "serve", "check.py"}
+    assert first.keys() == {"handoff.json", "env", "serve", "check.py", "ready.py"}
     assert all(other == first for other in others)
     for _, prefix in every:
         assert place.run("check", "--deep", prefix=prefix).code == 0

@@ -8,10 +8,11 @@ FAKE_ENGINE, a list with commas, says what goes wrong: `crash` (end with a trace
 answer, nor heed SIGTERM), `slow=SECONDS` (before it is ready), `leave-child` (first start a child
 that heeds no SIGTERM: the EngineCore), `echo-env` (write the environment to $FAKE_ENGINE_ENV),
 `spoil` (first leave half files in the JIT caches, over what is there too), `die` (end at the first
-completion, half a file written), `stubborn` (write half a file at SIGTERM and serve on), `recompile`
-and `rebuild` (over what they find), `refuse=STATUS` (of completions), `leak=PATH` (write what a file
-holds, a token say, into each cache). `op=NAME` names the operation that a JIT builds; `op=anew` is
-another each time.
+completion, half a file written), `poison` (leave a kernel that crashes every later start) or
+`poison=jit` (in the JIT caches alone), `stubborn` (write half a file at SIGTERM and serve on),
+`recompile` and `rebuild` (over what they find), `refuse=STATUS` (of completions), `leak=PATH` (write
+what a file holds, a token say, into each cache). `op=NAME` names the operation that a JIT builds;
+`op=anew` is another each time.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ _SOURCES = {
     "model.py": "NAME = 'model'\n",
 }
 _JITS = ("FLASHINFER_WORKSPACE_BASE", "TVM_FFI_CACHE_DIR")
+_CACHES = ("VLLM_CACHE_ROOT",)
 _SMI = "#!/bin/sh\necho '{}, 570.86.15'\n"
 _SITE = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
 
@@ -172,6 +174,7 @@ def serve(argv: list[str]) -> None:
         time.sleep(300)
     if "spoil" in modes:
         _spoil()
+    _load_poison()
     if "crash" in modes or not os.path.isfile(os.path.join(model, "config.json")):
         _fail(model, crash="crash" in modes)
     say("[model.py:733] Resolved architecture: LlamaForCausalLM", process="APIServer")
@@ -186,6 +189,8 @@ def serve(argv: list[str]) -> None:
         _leak(modes["leak"])
     took = time.monotonic() - started
     say(f"[core.py:402] init engine (profile, create kv cache, warmup model) took {took:.2f} s")
+    if "poison" in modes:
+        _poison(_JITS if modes["poison"] == "jit" else (*_CACHES, *_JITS))
     _answer(listening, model, modes)
 
 
@@ -278,6 +283,20 @@ def _spoil() -> None:
                 if not os.path.isdir(path):
                     with open(path, "wb") as stream:
                         stream.write(b"half")
+
+
+def _poison(names: tuple[str, ...]) -> None:
+    for name in names:
+        if top := os.environ.get(name):
+            os.makedirs(top, exist_ok=True)
+            with open(f"{top}/poison.so", "wb") as stream:
+                stream.write(b"crashes whoever loads it")
+
+
+def _load_poison() -> None:
+    for name in (*_CACHES, *_JITS):
+        if (top := os.environ.get(name)) and os.path.exists(f"{top}/poison.so"):
+            _fail(top, crash=True)
 
 
 def _read(path: str) -> bytes | None:

@@ -246,6 +246,17 @@ def locked(path: str) -> bool:
     return struct.unpack(flock, answer)[0] != fcntl.F_UNLCK
 
 
+def unwatched(warm: str) -> bool:
+    """Whether nothing holds the record of a start from this warm dir, as after a container's end."""
+    for name in listing(f"{warm}/starts"):
+        with suppress(FileNotFoundError), open(f"{warm}/starts/{name}", "rb") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+    return True
+
+
 def processes(marker: str) -> list[int]:
     """Find the processes, other than this one, with `marker` in a word of their command line."""
     found = []

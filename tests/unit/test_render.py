@@ -13,12 +13,15 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
 import handed
+import runs
 
 from warmer import freedoms, wanted
 from warmer.handoff import write
 from warmer.handoff.assemble import hand_off
 from warmer.handoff.render import Handoff, Piece, as_json
-from warmer.layout import WarmDir
+from warmer.layout import Volume, WarmDir
+from warmer.model import Key
+from warmer.observe.crashes import Crashes
 
 STUB = """#!/bin/sh
 printf '%s\\0' "$@" >"$OUT/argv"
@@ -168,9 +171,88 @@ def test_no_secret_of_the_pod_is_in_the_handoff(pod):
     secrets = {"HF_TOKEN": "planted1", "VLLM_API_KEY": "planted2", "VLLM_X_PASSWORD": "planted3"}
     started(pod, secrets | {"VLLM_GOOD": "2"})
     texts = [path.read_text() for path in Path(pod.warm.handoff).iterdir()]
-    assert len(texts) == 4
+    assert len(texts) == 5
     assert any("VLLM_GOOD" in text for text in texts)
     assert not any("planted" in text for text in texts)
+
+
+# --- starts that crash ----------------------------------------------------------------------------
+
+
+def kernels(pod, **changed):
+    """Hand kernels off whose starts all end before they are ready: the stub's server never is."""
+    restored = pod.warm.restored("jit")
+    piece = Piece("jit", "d" * 64, "sealed", "", 1, "/v/j/1", 5, "e" * 64, restored)
+    env = {"A_CACHE": f"{pod.warm.cache}/jit/it's $HOME", "B": "2", "HF_HUB_OFFLINE": "1"}
+    bytecode = {"PYTHONDONTWRITEBYTECODE": "1"}
+    more = {"warm": pod.warm, "crashes": str(pod.top / "volume's crashes"), "pieces": [piece]}
+    pod.write(env=env | bytecode, **more | changed)
+
+
+def unwatched(pod):
+    """Wait until nothing holds the record of the last start, as after a container's end."""
+    warm = Crashes(Volume(str(pod.top / "v")), pod.warm)
+    runs.eventually(lambda: runs.unwatched(pod.warm.root))
+    return warm.last(Key.known("jit", "d" * 64), [1])
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("name", ["warm", "a b", "it's", '"$(touch pwned)"', "ü;x", "-n"])
+def test_every_shell_starts_without_the_kernels_after_two_crashes(tmp_path, shell, name):
+    pod = Pod(tmp_path, name)
+    kernels(pod)
+    for count in (0, 1):
+        said, argv, seen = pod.serve("--port", "1", shell=shell)
+        assert (said, seen["A_CACHE"]) == ("", f"{pod.warm.cache}/jit/it's $HOME")
+        assert unwatched(pod) == count
+    for _ in range(2):
+        said, argv, seen = pod.serve("--port", "1", "it's", shell=shell)
+        assert "twice" in said
+        assert seen["A_CACHE"].startswith(f"{pod.warm.cold}/")
+        assert seen["A_CACHE"].endswith("/jit/it's $HOME")
+        assert (seen["B"], argv[-1]) == ("2", "it's")
+        assert not seen.keys() & {"HF_HUB_OFFLINE", "PYTHONDONTWRITEBYTECODE"}
+        unwatched(pod)
+    told = os.listdir(pod.top / "volume's crashes")
+    assert {name.partition(".")[0] for name in told} == {f"jit-{'d' * 64}-1"}
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_container_without_python_and_flock_starts_all_the_same(pod, shell):
+    kernels(pod, use=f"{pod.warm.root}/use", uses=str(pod.top))
+    Path(pod.warm.use).write_text("0123456789abcdef boot\n")
+    (pod.top / "few").mkdir()
+    for tool in ("sh", "env", "sed"):
+        (pod.top / "few" / tool).symlink_to(shutil.which(tool))
+    for _ in range(3):
+        path = {"PATH": f"{pod.bin}:{pod.top}/few"}
+        said, argv, seen = pod.serve("--port", "1", shell=shutil.which(shell), env=path)
+        assert said == "warmer: no python3 here: starts that crash are not counted\n"
+        assert (argv[0], seen["A_CACHE"]) == ("serve", f"{pod.warm.cache}/jit/it's $HOME")
+    assert not os.path.exists(pod.warm.starts)
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 70, 137])
+def test_a_python_that_does_not_work_never_denies_the_kernels(pod, status):
+    kernels(pod)
+    python = Path(pod.bin, "python3")
+    python.write_text(f"#!/bin/sh\nexit {status}\n")
+    python.chmod(0o755)
+    for _ in range(3):
+        assert pod.serve("--port", "1")[2]["A_CACHE"].startswith(f"{pod.warm.cache}/")
+
+
+def test_other_kernels_begin_with_no_crashes(pod):
+    kernels(pod)
+    for _ in range(2):
+        pod.serve("--port", "1")
+        unwatched(pod)
+    restored = pod.warm.restored("jit")
+    kernels(pod, pieces=[Piece("jit", "d" * 64, "sealed", "", 2, "/v", 5, "f" * 64, restored)])
+    assert pod.serve("--port", "1")[0] == ""
+    unwatched(pod)
+    assert len(os.listdir(pod.warm.starts)) == 1, "what was told of the others is done with"
 
 
 # --- handoff.json ---------------------------------------------------------------------------------
@@ -198,6 +280,7 @@ def test_the_shape_of_the_record_never_changes(pod):
         "served_name": "org/x",
         "env": {"A": "1", "B": "2"},
         "argv": ["--x", "ü"],
+        "crashed": "",
         "pieces": [
             {"kind": "weights", "key": "a" * 64, "restored": None} | whole | weights,
             {"kind": "compile", "key": "c" * 64, "verdict": "absent", "reason": "no room"}

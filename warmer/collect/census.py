@@ -150,6 +150,7 @@ def _asides(volume: Volume) -> Iterator[Aside]:
                 path = os.path.join(place, name)
                 size, _ = weigh(path)
                 yield Aside(sort, path, size, _moved(path), Piece(*was), name.endswith(GOING))
+    yield from _leftovers(volume, volume.crashes, lambda name: _gone(volume, name))
     for directory, ours in (
         (volume.uses, _HALF.fullmatch),
         (os.path.join(volume.top, "refs"), _HALF.fullmatch),
@@ -159,14 +160,18 @@ def _asides(volume: Volume) -> Iterator[Aside]:
         yield from _leftovers(volume, directory, ours)
 
 
-def _leftovers(
-    volume: Volume, directory: str, ours: Callable[[str], re.Match[str] | None]
-) -> Iterator[Aside]:
+def _leftovers(volume: Volume, directory: str, ours: Callable[[str], object]) -> Iterator[Aside]:
     for name in _names(volume, directory):
         if ours(name):
             path = os.path.join(directory, name)
             size, newest = weigh(path)
             yield Aside("leftover", path, size, newest)
+
+
+def _gone(volume: Volume, name: str) -> bool:
+    """Whether a start that crashed is told of a generation that is not there any more."""
+    was = numbers.aside(name)
+    return was is not None and was.number not in numbers.generations(volume, was.kind, was.digest)
 
 
 def weigh(top: str) -> tuple[int, float]:

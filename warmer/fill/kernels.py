@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from warmer.errors import VolumeError, WarmerError, using
-from warmer.fill import bytecode, engine, restore, stagings, trees
+from warmer.errors import EngineError, VolumeError, WarmerError, using
+from warmer.fill import bytecode, crashes, engine, restore, stagings, trees
 from warmer.observe import numbers
 
 if TYPE_CHECKING:
@@ -70,6 +70,9 @@ def build(
 ) -> engine.Run:
     """Run the engine under the compile key's grant and publish what it built.
 
+    An engine that ends over what is sealed already is run once more, over nothing. Where that goes
+    well, what it ended over is retired.
+
     Args:
         volume: where to.
         warm: where the engine builds.
@@ -98,22 +101,17 @@ def build(
         after = numbers.highest_taken(volume, "compile", compiled.digest)
     stagings.sweep(volume, compiled, grant)
     try:
-        for kind, key in keys.items():
-            trees.prepare(volume, warm, key, held[kind], trust=builder.trust)
-        run = engine.run(
-            command=builder.command,
-            model_path=builder.model_path,
-            serve_argv=builder.serve_argv,
-            environment=builder.environment,
-            log=os.path.join(warm.logs, f"build-{compiled.short}.log"),
-            timeout=builder.timeout,
-            settled=lambda: {kind: _sizes(warm.tree(kind)) for kind in keys},
-            tick=told,
-        )
+        run, bad = _run(volume, warm, keys, held, builder=builder, tick=told)
         if not run.answered:
             _log.warning("the engine completed no text; kernels built on first use are missing")
         grant.note("publishing")
         seconds = time.monotonic() - started
+        for kind in bad:
+            key, last = keys[kind], held[kind].generation
+            with contextlib.ExitStack() as stack:
+                if kind != "compile":
+                    stack.enter_context(claims.claim(key, wait=wait, filled=lambda: False))
+                crashes.retire(volume, key, last, trust=builder.trust)
         needs = {
             kind: trees.publish_shared(
                 volume,
@@ -150,6 +148,53 @@ def build(
                 restore.forget(warm, kind)
         raise
     return run
+
+
+def _run(
+    volume: Volume,
+    warm: WarmDir,
+    keys: Mapping[Kind, Key],
+    held: Mapping[Kind, Held],
+    *,
+    builder: Builder,
+    tick: Callable[[str], None],
+) -> tuple[engine.Run, list[Kind]]:
+    """Run the engine over what is sealed; where it ends over that, over nothing.
+
+    Returns:
+        The run, and the kinds it ended over before.
+    """
+
+    def once(log: str) -> engine.Run:
+        return engine.run(
+            command=builder.command,
+            model_path=builder.model_path,
+            serve_argv=builder.serve_argv,
+            environment=builder.environment,
+            log=os.path.join(warm.logs, log),
+            timeout=builder.timeout,
+            settled=lambda: {kind: _sizes(warm.tree(kind)) for kind in keys},
+            tick=tick,
+        )
+
+    for kind, key in keys.items():
+        trees.prepare(volume, warm, key, held[kind], trust=builder.trust)
+    based = [kind for kind in keys if _sizes(warm.tree(kind))]
+    name = f"build-{keys['compile'].short}"
+    try:
+        return once(f"{name}.log"), []
+    except EngineError as exc:
+        if exc.reason != "engine-exited" or not based:
+            raise
+        _log.warning(
+            "the engine ended over kernels that were there, running it once more over none",
+            kinds=based,
+            failure=exc.message,
+            hint=exc.hint,
+        )
+    for key in keys.values():
+        trees.clear(warm, key)
+    return once(f"{name}-anew.log"), based
 
 
 def build_bytecode(

@@ -39,10 +39,15 @@ def prepare(volume: Volume, warm: WarmDir, key: Key, held: Held, *, trust: Trust
 
     Until the run has ended well, the tree is no piece: a record would outlive a kill.
     """
-    if held.verdict in ("sealed", "stale"):
+    if held.verdict in ("sealed", "stale") and not held.crashed:
         restore.restore(volume, warm, key, held.generation, trust=trust)
         restore.distrust(warm, key.kind)
         return
+    clear(warm, key)
+
+
+def clear(warm: WarmDir, key: Key) -> None:
+    """Have an empty tree for a kind, and no record of it."""
     restore.forget(warm, key.kind)
     with using("the warm dir"):
         os.makedirs(warm.tree(key.kind))

@@ -89,7 +89,7 @@ def begin(volume: Volume) -> None:
     Raises:
         OSError: the volume failed.
     """
-    for place in (volume.uses, volume.trash, volume.taken):
+    for place in (volume.uses, volume.trash, volume.taken, volume.crashes):
         os.makedirs(place, exist_ok=True)
     _touch(volume.since)
 

@@ -55,6 +55,8 @@ def hand_off(s: Situation, without: Mapping[Kind, str]) -> None:
             known=freedoms.FREE_VARIABLES,
             use=s.warm.use,
             uses=s.volume.uses,
+            warm=s.warm,
+            crashes=s.volume.crashes,
         ),
     )
 

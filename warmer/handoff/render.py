@@ -1,21 +1,24 @@
 """The handoff as text: environment, argv, a `serve` script, a record for the probe. Pure.
 
-It works in an image without warmer: `serve` is POSIX sh, `check.py` is the standard library.
+It works in an image without warmer: `serve` is POSIX sh, `check.py` and `ready.py` are the standard
+library.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from warmer import __version__
+from warmer import __version__, families
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from warmer.layout import WarmDir
     from warmer.model import Kind
 
 SCHEMA_VERSION: Final = 1
@@ -63,6 +66,8 @@ class Handoff:
         known: names of variables that are free to differ; `serve` warns of others.
         use: the file that names this pod's record of use; empty without.
         uses: the directory on the volume where `serve` locks that record for the server.
+        warm: where starts are counted, and go on without kernels; None: they are not.
+        crashes: the directory on the volume where starts that crashed are told.
     """
 
     model_path: str
@@ -75,6 +80,25 @@ class Handoff:
     known: Iterable[str] = ()
     use: str = ""
     uses: str = ""
+    warm: WarmDir | None = None
+    crashes: str = ""
+
+    @property
+    def suspects(self) -> tuple[str, ...]:
+        """Names of the kernel generations that are handed off."""
+        kernels = (p for p in self.pieces if p.verdict == "sealed" and p.restored)
+        return tuple(f"{p.kind}-{p.key}-{p.generation}" for p in kernels)
+
+    @property
+    def mark(self) -> str:
+        """A name for these very generations."""
+        seals = ",".join(piece.seal_sha256 for piece in self.pieces if piece.restored)
+        return hashlib.sha256(f"{self.suspects} {seals}".encode()).hexdigest()[:16]
+
+    @property
+    def crashed(self) -> str:
+        """The file that is there once these generations are not given to the server any more."""
+        return self.warm.crashed(self.mark) if self.warm and self.suspects else ""
 
 
 # The loop names what would make the kernels miss before vLLM spends minutes finding out.
@@ -98,10 +122,24 @@ done
 PATH="$PATH"{bin}
 export PATH
 set -- serve {words} "$@"
-if command -v {program} >/dev/null 2>&1; then
+{watch}if command -v {program} >/dev/null 2>&1; then
     exec {command} "$@"
 fi
 exec vllm "$@"
+"""
+
+
+# Not in the background: what decides must have decided, and leaves its own process behind.
+_WATCH: Final = """\
+# Kernels that crashed the engine at load twice are not given to a third start.
+cold=0
+if command -v python3 >/dev/null 2>&1; then
+    python3 -IS {ready} {words} -- "$@" 9<&- || cold=$?
+else
+    echo 'warmer: no python3 here: starts that crash are not counted' >&2
+fi
+if [ "$cold" -eq 9 ]; then
+{without}fi
 """
 
 
@@ -119,13 +157,14 @@ fi
 """
 
 
-def render(handoff: Handoff, *, directory: str, probe: str) -> dict[str, str]:
+def render(handoff: Handoff, *, directory: str, probe: str, counter: str) -> dict[str, str]:
     """Render every file of the handoff.
 
     Args:
         handoff: the values.
         directory: where the files will be, absolute.
         probe: the source of the readiness probe.
+        counter: the source of what counts the starts.
 
     Returns:
         File name → text.
@@ -135,6 +174,7 @@ def render(handoff: Handoff, *, directory: str, probe: str) -> dict[str, str]:
         known=" ".join(sorted({*handoff.env, *handoff.known})),
         env=shlex.quote(os.path.join(directory, "env")),
         hold=_hold(handoff),
+        watch=_watch(handoff, os.path.join(directory, "ready.py")),
         bin=_beside(handoff.command[0]),
         words=shlex.join([handoff.model_path, *handoff.argv]),
         program=shlex.quote(handoff.command[0]),
@@ -142,6 +182,7 @@ def render(handoff: Handoff, *, directory: str, probe: str) -> dict[str, str]:
     )
     return {
         "check.py": probe,
+        "ready.py": counter,
         "env": _env(handoff.env),
         "serve": serve,
         "handoff.json": json.dumps(as_json(handoff), indent=1) + "\n",
@@ -155,6 +196,24 @@ def _hold(handoff: Handoff) -> str:
     return _HOLD.format(use=shlex.quote(handoff.use), uses=shlex.quote(handoff.uses))
 
 
+def _watch(handoff: Handoff, ready: str) -> str:
+    """What counts the starts with these kernels, and what a start without them is given."""
+    if handoff.warm is None or not handoff.suspects:
+        return ""
+    warm, lines = handoff.warm, []
+    for name, value in sorted(handoff.env.items()):
+        # As a handoff without them: a fetch may be needed, and bytecode is not written anew.
+        if name.endswith("_OFFLINE") or name in families.variables("bytecode"):
+            lines.append(f"    unset {name}\n")
+        elif value.startswith(warm.cache + os.sep):
+            moved = os.path.join(warm.cold, handoff.mark) + value.removeprefix(warm.cache)
+            lines.append(f"    export {name}={shlex.quote(moved)}\n")
+    words = (warm.starts, warm.cold, handoff.crashes, handoff.mark, *handoff.suspects)
+    return _WATCH.format(
+        ready=shlex.quote(ready), words=shlex.join(words), without="".join(lines) or "    :\n"
+    )
+
+
 def as_json(handoff: Handoff) -> dict[str, Any]:
     """Render the machine-readable part; programs ignore fields they do not know."""
     return {
@@ -166,6 +225,7 @@ def as_json(handoff: Handoff) -> dict[str, Any]:
         "env": dict(sorted(handoff.env.items())),
         "argv": list(handoff.argv),
         "pieces": [_piece(piece) for piece in handoff.pieces],
+        "crashed": handoff.crashed,
     }
 
 

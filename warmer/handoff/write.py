@@ -31,7 +31,8 @@ def write(warm: WarmDir, handoff: Handoff) -> None:
     with using(_PLACE):
         os.makedirs(warm.handoff, exist_ok=True)
         probe = files("warmer").joinpath("check.py").read_text(encoding="utf-8")
-        texts = render(handoff, directory=warm.handoff, probe=probe)
+        counter = files("warmer.handoff").joinpath("ready.py").read_text(encoding="utf-8")
+        texts = render(handoff, directory=warm.handoff, probe=probe, counter=counter)
         last = os.path.join(warm.handoff, HANDOFF_FILES[-1])
         if not all(_holds(os.path.join(warm.handoff, n), text) for n, text in texts.items()):
             with contextlib.suppress(FileNotFoundError):

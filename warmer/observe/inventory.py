@@ -19,6 +19,7 @@ from warmer.errors import IntegrityError, VolumeError, using
 from warmer.layout import KEY, SEAL, Volume, WarmDir
 from warmer.model import KERNEL_KINDS, Held, Inventory, Key, Kind, Nearest
 from warmer.observe import numbers
+from warmer.observe.crashes import Crashes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -68,7 +69,7 @@ def observe(
         VolumeError: the volume cannot be read.
     """
     with using("the volume"):
-        held = _judge_all(volume, wanted, trust)
+        held = _judge_all(volume, warm, wanted, trust)
         nearest: dict[Kind, Nearest] = {}
         rates: dict[Kind, float] = {}
         for kind, key in wanted.items():
@@ -86,12 +87,15 @@ def observe(
     return Inventory(held, nearest, rates)
 
 
-def _judge_all(volume: Volume, wanted: Mapping[Kind, Key], trust: Trust) -> dict[Kind, Held]:
+def _judge_all(
+    volume: Volume, warm: WarmDir, wanted: Mapping[Kind, Key], trust: Trust
+) -> dict[Kind, Held]:
     """Judge every piece; a name that goes stale while it is looked at is looked at anew."""
     for left in reversed(range(_LOOKS)):
         seals: dict[Kind, seal.Seal] = {}
+        told = Crashes(volume, warm)
         try:
-            held = {kind: _judge(volume, key, trust, seals) for kind, key in wanted.items()}
+            held = {kind: _judge(volume, key, trust, seals, told) for kind, key in wanted.items()}
         except OSError as exc:
             if exc.errno != errno.ESTALE or not left:
                 raise
@@ -169,7 +173,9 @@ def objection(record: seal.Seal, key: Key, number: int, trust: Trust) -> str:
     return f"is not trusted: {why}" if why else ""
 
 
-def _judge(volume: Volume, key: Key, trust: Trust, seals: dict[Kind, seal.Seal]) -> Held:
+def _judge(
+    volume: Volume, key: Key, trust: Trust, seals: dict[Kind, seal.Seal], told: Crashes
+) -> Held:
     there = numbers.generations(volume, key.kind, key.digest)
     if not there:
         return Held("absent", "nothing is published under this key")
@@ -177,6 +183,9 @@ def _judge(volume: Volume, key: Key, trust: Trust, seals: dict[Kind, seal.Seal])
     for number in there:
         held, record = judge_generation(volume, key, number, trust=trust)
         if held.verdict == "sealed" and record is not None:
+            if number <= (last := told.last(key, there)):
+                reason = f"generation {last} crashed the engine at load twice"
+                return dataclasses.replace(held, verdict="stale", reason=reason, crashed=True)
             seals[key.kind] = record
             return held
         worst = worst or held
