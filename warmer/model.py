@@ -31,7 +31,7 @@ corrupt: a file's size or content is not what the seal says, or the seal is unre
 stale: complete, but it was built beside a generation of another piece that is gone.
 """
 
-Action = Literal["download", "build", "restore"]
+Action = Literal["download", "pull", "pull or build", "build", "restore"]
 OnMiss = Literal["fail", "cold"]
 
 
@@ -251,7 +251,8 @@ class Step:
 
     Attributes:
         kind: the piece it is about.
-        action: ``download`` weights, ``build`` kernels, ``restore`` kernels into the warm dir.
+        action: ``download`` weights; ``pull`` kernels from the remote bucket, ``build`` them, or
+            build what cannot be pulled; ``restore`` kernels into the warm dir.
         key: the piece's key.
         verdict: what the volume said.
         reason: why this step is needed.
