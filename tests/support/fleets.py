@@ -43,7 +43,10 @@ class Fleet:
 
     def env(self, keys=None, **more: str) -> dict[str, str]:
         path = f"{self.place.engine.bin}:{os.defpath}"
-        return self.bucket.environment(keys) | {"PATH": path, "WARMER_REMOTE": self.url} | more
+        # A value that is in no file: what is named like a secret is looked for in what is published.
+        nowhere = {"AWS_SHARED_CREDENTIALS_FILE": f"{self.place.top}/no/credentials"}
+        mine = {"PATH": path, "WARMER_REMOTE": self.url}
+        return self.bucket.environment(keys) | nowhere | mine | more
 
     def away(self) -> dict[str, str]:
         """The variables of a pod for which nobody listens at the endpoint."""
