@@ -32,7 +32,7 @@ stale: complete, but it was built beside a generation of another piece that is g
     the engine at load twice.
 """
 
-Action = Literal["download", "build", "restore"]
+Action = Literal["download", "pull", "pull or build", "build", "restore"]
 OnMiss = Literal["fail", "cold"]
 
 
@@ -254,7 +254,8 @@ class Step:
 
     Attributes:
         kind: the piece it is about.
-        action: ``download`` weights, ``build`` kernels, ``restore`` kernels into the warm dir.
+        action: ``download`` weights; ``pull`` kernels from the remote bucket, ``build`` them, or
+            build what cannot be pulled; ``restore`` kernels into the warm dir.
         key: the piece's key.
         verdict: what the volume said.
         reason: why this step is needed.

@@ -15,6 +15,8 @@ from warmer.secrecy import printable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from warmer.model import Action
+
 ASSUMED_RATE: Final = 200e6
 """Bytes per second taken for a download where the volume has no record of one."""
 _DERIVED: Final = ("argv.", "env.")
@@ -30,6 +32,7 @@ def plan(
     *,
     sizes: Mapping[Kind, int] | None = None,
     forbidden: str = "",
+    remote: str = "",
     left_out: Mapping[str, str] | None = None,
     saved: int = 0,
 ) -> Plan:
@@ -40,6 +43,7 @@ def plan(
         held: what is there.
         sizes: bytes still to move for kinds that are not sealed, where the source told.
         forbidden: why kernels may not be built here; empty where they may.
+        remote: the bucket that is asked for kernels before they are built; empty for none.
         left_out: files of the source that are not wanted, with the reason.
         saved: bytes of those files.
     """
@@ -50,12 +54,14 @@ def plan(
         if have.verdict == "sealed":
             if kind in KERNEL_KINDS and not have.restored:
                 steps.append(_restore(key, have))
-        elif kind in KERNEL_KINDS and forbidden:
+        elif kind in KERNEL_KINDS and forbidden and not remote:
             without[kind] = f"{have.verdict}: {have.reason}; {forbidden}"
         else:
             step = _fill(key, have, held, (sizes or {}).get(kind))
             if kind == "weights":
                 step = dataclasses.replace(step, left_out=left_out or {}, saved=saved)
+            elif remote:
+                step = _pull(step, remote, forbidden)
             steps.append(step)
     return Plan(tuple(steps), without, dict(wanted.unneeded))
 
@@ -89,6 +95,13 @@ def patience(
 def _restore(key: Key, have: Held) -> Step:
     reason = f"generation {have.generation} is sealed, but not unpacked in the warm dir"
     return Step(key.kind, "restore", key, have.verdict, reason, size=have.size)
+
+
+def _pull(step: Step, remote: str, forbidden: str) -> Step:
+    """Ask the bucket first; what a build was predicted to take is the most that costs."""
+    reason = f"{step.reason}; {remote} is asked" + (f", and {forbidden}" if forbidden else "")
+    action: Action = "pull" if forbidden else "pull or build"
+    return dataclasses.replace(step, action=action, reason=reason)
 
 
 def _fill(key: Key, have: Held, held: Inventory, size: int | None) -> Step:

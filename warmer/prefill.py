@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from warmer.handoff.assemble import hand_off
 from warmer.layout import WarmDir
 from warmer.model import KERNEL_KINDS, Kind, Plan
 from warmer.proof import Proof, prove
+from warmer.remote import PULLING, Remote
 from warmer.situation import Situation, again, look
 
 if TYPE_CHECKING:
@@ -47,6 +49,9 @@ class Outcome:
         taken_over: bytes of weights that were on the machine already.
         retries: reason → times the source was asked again.
         throttled_s: seconds in which it was asked nothing, because it said so.
+        pulled: kind → bytes that came from the remote bucket.
+        pushed: kind → bytes that were put there.
+        built: whether kernels were built here.
         without: kinds the server starts without, with the reason.
         proof: what the engine's second run showed, where that was asked for.
         left: the second plan; empty unless something is wrong.
@@ -57,9 +62,17 @@ class Outcome:
     taken_over: int = 0
     retries: dict[str, int] = field(default_factory=dict)
     throttled_s: float = 0.0
+    pulled: dict[Kind, int] = field(default_factory=dict)
+    pushed: dict[Kind, int] = field(default_factory=dict)
+    built: bool = False
     without: dict[Kind, str] = field(default_factory=dict)
     proof: Proof | None = None
     left: Plan | None = None
+
+    @property
+    def built_s(self) -> float:
+        """Seconds that building took."""
+        return self.seconds.get("kernels", 0.0) + self.seconds.get("bytecode", 0.0)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -80,7 +93,7 @@ def prefill(settings: Settings) -> Outcome:
             be written.
     """
     outcome = Outcome()
-    warm = WarmDir(settings.warm_dir)
+    warm, remote = WarmDir(settings.warm_dir), Remote(settings)
     grant = file_lock.acquire(warm.lock, me=Owner(name=settings.me), place="the warm dir")
     if isinstance(grant, Owner):
         raise BusyError(
@@ -101,7 +114,7 @@ def prefill(settings: Settings) -> Outcome:
             volume = situation.volume
             claims = Claims(lambda: open_lock(settings.lock, volume=volume, me=settings.me))
             situation = _fill_weights(situation, outcome, claims)
-            situation = _fill_kernels(situation, outcome, claims)
+            situation = _fill_kernels(situation, outcome, claims, remote)
         outcome.retries = dict(situation.source.patience.retries)
         outcome.throttled_s = round(situation.source.patience.throttled_s, 3)
         left = tuple(s for s in situation.plan.steps if s.kind not in outcome.without)
@@ -115,6 +128,9 @@ def prefill(settings: Settings) -> Outcome:
             hand_off(situation, outcome.without)
     finally:
         grant.release()
+    if outcome.built and settings.remote is not None:  # last: the pod is ready without it
+        with outcome.timed("push"):
+            outcome.pushed |= remote.push(situation, outcome.without, outcome.built_s)
     return outcome
 
 
@@ -178,14 +194,16 @@ def _fill_weights(situation: Situation, outcome: Outcome, claims: Claims) -> Sit
     return s
 
 
-def _fill_kernels(situation: Situation, outcome: Outcome, claims: Claims) -> Situation:
-    """Build and restore kernels; what a race or a corrupt archive spoiled is looked at again."""
+def _fill_kernels(
+    situation: Situation, outcome: Outcome, claims: Claims, remote: Remote
+) -> Situation:
+    """Pull, build and restore kernels; what a race or a corrupt archive spoiled is looked at again."""
     s = situation
     for _ in range(_ATTEMPTS):
         if not _left(s, outcome):
             return s
         try:
-            s = _build_and_restore(s, outcome, claims)
+            s = _build_and_restore(s, outcome, claims, remote)
         except publish.LostRaceError as exc:
             failure: WarmerError = exc
             _log.warning("another owner was faster, looking again", failure=exc.message)
@@ -220,20 +238,26 @@ def _left(s: Situation, outcome: Outcome) -> bool:
     return any(step.kind in wanted for step in s.plan.steps)
 
 
-def _build_and_restore(situation: Situation, outcome: Outcome, claims: Claims) -> Situation:
+def _build_and_restore(
+    situation: Situation, outcome: Outcome, claims: Claims, remote: Remote
+) -> Situation:
     s = situation
     write.link_model(s.how.model_path, s.model_files)
-    if any(s.held.held[kind].crashed for kind in _builds(s)):
+    if any(s.held.held[step.kind].crashed for step in s.plan.steps if step.kind in KERNEL_KINDS):
         stages.retire(s, claims)
-        s = again(s)
+        s = again(dataclasses.replace(s, asked=True))  # the bucket may have the very same
+    if any(step.action in PULLING for step in s.plan.steps):
+        with outcome.timed("pull"):
+            outcome.pulled |= remote.pull(s, claims)
+        s = again(dataclasses.replace(s, asked=True))
     if _builds(s) - {"bytecode"}:
         with outcome.timed("kernels"):
-            stages.build_kernels(s, claims)
+            outcome.built = stages.build_kernels(s, claims) or outcome.built
         s = again(s)
     if "bytecode" in _builds(s) - outcome.without.keys():
         try:
             with outcome.timed("bytecode"):
-                stages.fill_bytecode(s, claims)
+                outcome.built = stages.fill_bytecode(s, claims) or outcome.built
         except publish.LostRaceError:
             raise
         except WarmerError as exc:  # kernels that are there do not depend on it

@@ -13,7 +13,7 @@ from warmer.errors import UsageError
 from warmer.model import KERNEL_KINDS, KINDS, Kind, OnMiss
 from warmer.selection import ENGINE, Selection
 from warmer.trust import ANYBODY, Trust
-from warmer.urls import ON_THE_VOLUME, LockUrl
+from warmer.urls import ON_THE_VOLUME, LockUrl, RemoteUrl
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,6 +58,7 @@ class Settings:
         engine_timeout: seconds the engine run may take until it answers.
         retry: seconds within which a failing source is tried again.
         lock: which lock, and where it is kept.
+        remote: the bucket that kernels are pulled from and pushed to; None for none.
         selection: which of the model's files are wanted.
         adopt: Hugging Face caches and folders whose files are taken instead of fetched ones.
         writing: how weights are written.
@@ -81,6 +82,7 @@ class Settings:
     engine_timeout: float = DEFAULT_ENGINE_TIMEOUT
     retry: float = DEFAULT_RETRY
     lock: LockUrl = ON_THE_VOLUME
+    remote: RemoteUrl | None = None
     selection: Selection = ENGINE
     adopt: tuple[str, ...] = ()
     writing: Writing = Writing()

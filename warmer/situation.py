@@ -46,6 +46,7 @@ class Situation:
         held: what is there of them.
         plan: what to do.
         listing: the model's files, where the source was asked for them.
+        asked: whether the remote bucket has been asked for what is missing.
     """
 
     settings: Settings
@@ -58,6 +59,7 @@ class Situation:
     held: Inventory
     plan: Plan
     listing: weights.Listing | None = None
+    asked: bool = False
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -137,11 +139,13 @@ def again(situation: Situation) -> Situation:
             )
         except SourceError as exc:
             _tolerate(exc, s.settings)
+    remote = "" if s.asked or s.settings.remote is None else str(s.settings.remote)
     steps = plan(
         s.wanted,
         held,
         sizes=sizes,
         forbidden=s.settings.forbidden,
+        remote=remote,
         left_out=found.left_out if found else {},
         saved=found.saved if found else 0,
     )

@@ -77,8 +77,11 @@ def fill_weights(s: Situation, step: Step, claims: Claims) -> weights.Filled | N
             return None
 
 
-def build_kernels(s: Situation, claims: Claims) -> None:
+def build_kernels(s: Situation, claims: Claims) -> bool:
     """Have every kernel kind on the volume, by running the engine here or by another's run.
+
+    Returns:
+        Whether it was run here.
 
     Raises:
         EngineError: the engine failed.
@@ -98,12 +101,12 @@ def build_kernels(s: Situation, claims: Claims) -> None:
         return all(held.verdict == "sealed" for held in _look(s, kernel_keys).values())
 
     if s.host.stack is None:
-        return
+        return False
     if s.host.stack.shim:
         write.write_shim(s.warm, s.host.stack.shim)
     with claims.claim(keys["compile"], wait=wait, filled=filled) as grant:
         if grant is None:
-            return
+            return False
         _log.info("filling", kind="kernels", key=keys["compile"].short)
         try:
             kernels.build(
@@ -120,10 +123,14 @@ def build_kernels(s: Situation, claims: Claims) -> None:
         except publish.LostRaceError as exc:
             _await(s, exc)
             raise
+    return True
 
 
-def fill_bytecode(s: Situation, claims: Claims) -> None:
+def fill_bytecode(s: Situation, claims: Claims) -> bool:
     """Have the bytecode on the volume where it alone is missing: no accelerator is needed for it.
+
+    Returns:
+        Whether it was made here.
 
     Raises:
         EngineError: vLLM's server cannot be imported, or left no bytecode.
@@ -137,10 +144,10 @@ def fill_bytecode(s: Situation, claims: Claims) -> None:
         return _look(s, {"bytecode": step.key})["bytecode"].verdict == "sealed"
 
     if s.host.stack is None:
-        return
+        return False
     with claims.claim(step.key, wait=_wait(s, step), filled=filled) as grant:
         if grant is None:
-            return
+            return False
         _log.info("filling", kind="bytecode", key=step.key.short, reason=step.reason)
         builder = _builder(s, s.host.stack)
         try:
@@ -148,6 +155,7 @@ def fill_bytecode(s: Situation, claims: Claims) -> None:
         except publish.LostRaceError as exc:
             _await(s, exc)
             raise
+    return True
 
 
 def _builder(s: Situation, stack: Stack) -> kernels.Builder:

@@ -1,4 +1,4 @@
-"""Strings that name a model or a lock become values here, before any I/O."""
+"""Strings that name a model, a lock or a bucket become values here, before any I/O."""
 
 from __future__ import annotations
 
@@ -47,6 +47,22 @@ class LockUrl:
 
 ON_THE_VOLUME: Final = LockUrl()
 """The lock where none is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteUrl:
+    """Where kernels are pulled from and pushed to.
+
+    Attributes:
+        bucket: its name.
+        prefix: what the names of objects in it start with.
+    """
+
+    bucket: str
+    prefix: str
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}"
 
 
 def parse_model(uri: str) -> ModelRef:
@@ -118,6 +134,25 @@ def parse_lock(url: str) -> LockUrl:
             raise _bad_lock(url, "s3://bucket/prefix, one prefix per volume: s3://locks/models")
         return LockUrl("s3", place, prefix, lease)
     raise _bad_lock(url, "file, k8s://namespace/prefix or s3://bucket/prefix")
+
+
+def parse_remote(url: str) -> RemoteUrl:
+    """Read where kernels are kept for all: ``s3://bucket/prefix``.
+
+    Raises:
+        UsageError: anything else.
+    """
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    prefix = prefix.rstrip("/")
+    named = _OBJECT_PREFIX.fullmatch(prefix) and not {".", ".."} & set(prefix.split("/"))
+    if scheme != "s3" or not _BUCKET.fullmatch(bucket) or not named:
+        raise UsageError(
+            f"got --remote {_without_passwords(url)!r}, expected s3://bucket/prefix",
+            reason="bad-remote",
+            hint="as s3://kernels/team; credentials come from where every AWS tool finds them",
+        )
+    return RemoteUrl(bucket, prefix)
 
 
 def _lease(url: str, query: str) -> float:

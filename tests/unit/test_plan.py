@@ -160,3 +160,23 @@ def test_planning_changes_nothing_it_is_given():
         WARM | {"jit": Held("absent", "")}, without=without, forbidden="--compile=never builds none"
     )
     assert without == {}
+
+
+@pytest.mark.parametrize("forbidden", ["", "why"])
+@pytest.mark.parametrize("kind", KERNEL_KINDS)
+@pytest.mark.parametrize("verdict", UNUSABLE)
+def test_with_a_bucket_what_is_missing_is_pulled_first(kind, verdict, forbidden):
+    held = WARM | {kind: Held(verdict, "because")}
+    (step,) = planned(held, forbidden=forbidden, remote="s3://kernels/team").steps
+    assert (step.kind, step.action) == (kind, "pull" if forbidden else "pull or build")
+    assert step.verdict == verdict
+    assert "s3://kernels/team is asked" in step.reason
+    assert step.reason.endswith(forbidden)
+
+
+def test_a_bucket_is_not_asked_for_weights_nor_for_what_is_sealed():
+    held = WARM | {"weights": Held("absent", "none"), "jit": Held("sealed", "", 7, 55)}
+    result = planned(held, remote="s3://kernels/team")
+    assert actions(result) == [("weights", "download"), ("jit", "restore")]
+    assert not any("s3://" in step.reason for step in result.steps)
+    assert planned(WARM, remote="s3://kernels/team").empty

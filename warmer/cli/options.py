@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from warmer import argv, freedoms, settings, urls
-from warmer.cli import trusting
-from warmer.errors import UsageError
-from warmer.secrecy import secret_name
+from warmer.cli import config_file, trusting
 from warmer.settings import Settings
 
 if TYPE_CHECKING:
@@ -64,67 +62,13 @@ def trusted_keys(means: str) -> Callable[[_F], _F]:
     return option("--trusted-keys", metavar="FILE", help=text)
 
 
-def _load_config(ctx: click.Context, _param: click.Parameter, path: str | None) -> str | None:
-    """Read the YAML file before the other options, as their defaults."""
-    if path is None:
-        return None
-    import yaml  # noqa: PLC0415 - only with --config
-
-    hint = "one option a line, as in `warm-dir: /warm`; see --help for their names"
-    try:
-        with open(path, encoding="utf-8") as f:
-            values = yaml.safe_load(f) or {}
-    except (OSError, UnicodeDecodeError) as exc:
-        message = f"got --config {path}, expected a readable file ({exc})"
-        raise UsageError(message, reason="bad-config", hint=hint) from exc
-    except yaml.YAMLError as exc:
-        mark = getattr(exc, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark is not None else ""
-        message = f"got --config {path}, expected YAML (an error{where})"
-        raise UsageError(message, reason="bad-config", hint=hint) from exc
-    if not isinstance(values, dict):
-        message = f"got --config {path} with {type(values).__name__}, expected keys and values"
-        raise UsageError(message, reason="bad-config", hint=hint)
-    known = {p.name: p for p in ctx.command.params if p.name and p.name != "config"}
-    defaults = {
-        str(key).replace("-", "_"): _default(known, str(key), value, path)
-        for key, value in values.items()
-    }
-    ctx.default_map = {**(ctx.default_map or {}), **defaults}
-    return path
-
-
-def _default(known: Mapping[str, click.Parameter], key: str, value: Any, path: str) -> Any:
-    """Check one key of the YAML file against the option it names."""
-    names = ", ".join(sorted(name.replace("_", "-") for name in known))
-    parameter = known.get(key.replace("-", "_"))
-    if parameter is None:
-        raise UsageError(
-            f"got the key {key!r} in {path}, expected one of this verb's options",
-            reason="bad-config",
-            hint=f"known: {names}",
-        )
-    many = getattr(parameter, "multiple", False) or parameter.nargs == -1
-    items = value if isinstance(value, list) else [value]
-    if isinstance(value, list) != many or not all(
-        isinstance(item, (str, int, float)) for item in items
-    ):
-        shown = "a value" if secret_name(key) else repr(value)
-        raise UsageError(
-            f"got {key}: {shown} in {path}, expected {'a list of words' if many else 'one word'}",
-            reason="bad-config",
-            hint=f"known: {names}",
-        )
-    return [str(item) for item in items] if many else value
-
-
 _COMMON: Final = (
     option(
         "--config",
         metavar="FILE",
         is_eager=True,
         expose_value=False,
-        callback=_load_config,
+        callback=config_file.load,
         help="YAML file with these options as keys; serve-args is a list.",
     ),
     option("--volume", metavar="DIR", required=True, help="The shared volume, as mounted here."),
@@ -149,6 +93,12 @@ _COMMON: Final = (
         default="run",
         show_default=True,
         help="Build missing kernels by running the engine once here, or never.",
+    ),
+    option(
+        "--remote",
+        metavar="URL",
+        help="s3://bucket/prefix: kernels that the volume lacks are pulled from there before they "
+        "are built, and what is built is pushed.",
     ),
     trusted_keys("kernels that none of them signed are never restored"),
     option(
@@ -262,6 +212,7 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
         flags=flags,
         on_miss=settings.parse_on_miss(values.get("on_miss") or ()),
         lock=urls.parse_lock(values.get("lock") or "file"),
+        remote=urls.parse_remote(values["remote"]) if values.get("remote") else None,
         selection=settings.parse_selection(
             flags, include=values.get("include") or (), exclude=values.get("exclude") or ()
         ),

@@ -81,6 +81,8 @@ def outcome(done: Outcome, settings: Settings, *, as_json: bool) -> None:
             "seconds": done.seconds,
             "bytes": done.bytes,
             "taken_over_bytes": done.taken_over,
+            "pulled_bytes": done.pulled,
+            "pushed_bytes": done.pushed,
             "retries": done.retries,
             "throttled_seconds": done.throttled_s,
             "without": dict(done.without),

@@ -75,13 +75,15 @@ def publish(
     seconds: float,
     trust: Trust,
     needs: Mapping[str, int] | None = None,
+    signatures: Mapping[str, str] | None = None,
 ) -> int:
     """Publish what is staged as the generation after `after`.
 
     Args:
         volume: where to.
         staging: what; every file already verified by who put it there.
-        files: the staged files with the size and sha256 they were verified to have.
+        files: the staged files with the size and sha256 they were verified to have; the key's
+            factors are written where they are not among them.
         grant: the lock, asked as the last act.
         after: the highest number taken when the grant was got (`numbers.highest_taken`); who
             published since has won.
@@ -89,6 +91,7 @@ def publish(
         seconds: what filling took.
         needs: kind → generation of another piece this one was built beside.
         trust: as whom the seal is signed.
+        signatures: others', of exactly these files, its `KEY` among them.
 
     Returns:
         The generation's number.
@@ -101,7 +104,9 @@ def publish(
     """
     key = staging.key
     with using(_PLACE):
-        factors = _write_key(staging)
+        sealed = {file.path: file for file in files}
+        if KEY not in sealed:
+            sealed[KEY] = _write_key(staging)
         record = seal.Seal(
             kind=key.kind,
             key=key.digest,
@@ -111,12 +116,13 @@ def publish(
             by=f"warmer {__version__}",
             source=source,
             seconds=seconds,
-            files=tuple(sorted((*files, factors))),
+            files=tuple(sorted(sealed.values())),
             needs=dict(needs or {}),
         )
-        record = dataclasses.replace(record, signatures=trust.sign(seal.statement(record)))
-        sealed = seal.encode(record)
-        if len(sealed) > seal.LONGEST:
+        signed = dict(signatures or {}) | trust.sign(seal.statement(record))
+        record = dataclasses.replace(record, signatures=signed)
+        data = seal.encode(record)
+        if len(data) > seal.LONGEST:
             raise VolumeError(
                 f"got {len(record.files)} files for one piece, expected a seal of at most "
                 f"{seal.LONGEST} bytes",
@@ -125,7 +131,7 @@ def publish(
             )
         for file in record.files:
             _flush(os.path.join(staging.path, file.path), size=file.size)
-        _write(os.path.join(staging.path, SEAL), sealed)
+        _write(os.path.join(staging.path, SEAL), data)
         _flush_directories(staging.path)
         parent = volume.key(key.kind, key.digest)
         _make_directories(volume.root, parent)

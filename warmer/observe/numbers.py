@@ -51,7 +51,7 @@ def highest_taken(volume: Volume, kind: Kind, digest: str) -> int:
     two writers never publish one does not rest on this: the rename onto a name that is there fails.
     """
     taken = {*_published(volume, kind, digest), *_moved(volume, kind, digest)}
-    return max(_counted(taken), default=0)
+    return max(counted(taken), default=0)
 
 
 def generations(volume: Volume, kind: Kind, digest: str) -> list[int]:
@@ -60,10 +60,10 @@ def generations(volume: Volume, kind: Kind, digest: str) -> list[int]:
     Names of numbers that warmer cannot have come to are none of its own.
     """
     found = _published(volume, kind, digest)
-    ours = _counted(found)
+    ours = counted(found)
     if len(ours) < len(found):  # numbers in between may have been removed
-        counted = set(_counted(found | _moved(volume, kind, digest)))
-        ours = sorted(found & counted)
+        all_of_them = set(counted(found | _moved(volume, kind, digest)))
+        ours = sorted(found & all_of_them)
     return ours[::-1]
 
 
@@ -88,7 +88,7 @@ def _moved(volume: Volume, kind: Kind, digest: str) -> set[int]:
     return found
 
 
-def _counted(numbers: Iterable[int]) -> list[int]:
+def counted(numbers: Iterable[int]) -> list[int]:
     """Return the numbers that counting by ones can have come to, the lowest first."""
     found: list[int] = []
     for number in sorted(numbers):

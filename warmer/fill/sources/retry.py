@@ -42,43 +42,25 @@ class Patience:
     throttled_s: float = 0.0
 
 
-class Retrying:
-    """A source whose transient failures are tried again.
+class Trying:
+    """Tries again what failed for the moment.
 
     Args:
-        source: what to ask.
         budget: seconds after the first failure within which a new try may start; bytes that
             arrive begin it anew. A ``Retry-After`` that does not fit ends the trying at once.
         patience: where the waiting is added up; its own unless given.
+        once: all calls share one budget, which nothing begins anew.
     """
 
-    def __init__(self, source: Source, *, budget: float, patience: Patience | None = None) -> None:
-        self._source = source
+    def __init__(
+        self, *, budget: float, patience: Patience | None = None, once: bool = False
+    ) -> None:
         self._budget = budget
+        self._once = once
+        self._since: float | None = None
         self._mutex = threading.Lock()
         self._quiet_until = 0.0
         self.patience = patience or Patience()
-
-    def resolve(self) -> ModelRef:
-        """Resolve, trying again."""
-        return self._call(self._source.resolve)
-
-    def files(self, model: ModelRef) -> tuple[SourceFile, ...]:
-        """List, trying again."""
-        return self._call(self._source.files, model)
-
-    def describe(self, model: ModelRef, file: SourceFile) -> SourceFile:
-        """Describe, trying again."""
-        return self._call(self._source.describe, model, file)
-
-    def open(self, model: ModelRef, file: SourceFile, start: int, end: int) -> Reader:
-        """Open, trying again; the reader goes on where its connection broke off."""
-
-        def reopen(at: int) -> Reader:
-            return self._source.open(model, file, at, end)
-
-        reader = self._call(reopen, start)
-        return _PatientReader(reopen, self._again, reader, file.path, (start, end))
 
     @property
     def quiet_for(self) -> float:
@@ -90,7 +72,24 @@ class Retrying:
         with self._mutex:
             self._quiet_until = max(self._quiet_until, time.monotonic() + seconds)
 
-    def _call(self, function: Callable[..., _T], *arguments: Any) -> _T:
+    def reading(self, reopen: Callable[[int], Reader], name: str, start: int, end: int) -> Reader:
+        """Open a range, trying again; the reader goes on where its connection broke off.
+
+        Args:
+            reopen: opens the range from an offset on.
+            name: of what is read, for errors.
+            start: of the range.
+            end: of the range.
+        """
+        reader = self.call(reopen, start)
+        return _PatientReader(reopen, self._again, reader, name, (start, end))
+
+    def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Call, trying again.
+
+        Raises:
+            SourceError: a failure that stays, or the budget is spent.
+        """
         try:
             self._keep_quiet()
             return function(*arguments)
@@ -121,6 +120,9 @@ class Retrying:
     def _stop(self, state: tenacity.RetryCallState) -> bool:
         if state.attempt_number == 1 and state.outcome_timestamp is not None:
             state.start_time = state.outcome_timestamp  # waiting for others' sake costs nothing
+            self._since = self._since or state.outcome_timestamp
+        if self._once and self._since is not None:
+            state.start_time = self._since
         return (state.seconds_since_start or 0) + state.upcoming_sleep > self._budget
 
     def _note(self, state: tenacity.RetryCallState) -> None:
@@ -144,6 +146,40 @@ class Retrying:
         """Wait while another thread was told to slow down; not all come back at once."""
         while (left := self._quiet_until - time.monotonic()) > 0:
             time.sleep(left * random.uniform(1.0, 1.0 + _SPREAD))  # noqa: S311 - jitter
+
+
+class Retrying(Trying):
+    """A source whose transient failures are tried again.
+
+    Args:
+        source: what to ask.
+        budget: as of `Trying`.
+        patience: as of `Trying`.
+    """
+
+    def __init__(self, source: Source, *, budget: float, patience: Patience | None = None) -> None:
+        super().__init__(budget=budget, patience=patience)
+        self._source = source
+
+    def resolve(self) -> ModelRef:
+        """Resolve, trying again."""
+        return self.call(self._source.resolve)
+
+    def files(self, model: ModelRef) -> tuple[SourceFile, ...]:
+        """List, trying again."""
+        return self.call(self._source.files, model)
+
+    def describe(self, model: ModelRef, file: SourceFile) -> SourceFile:
+        """Describe, trying again."""
+        return self.call(self._source.describe, model, file)
+
+    def open(self, model: ModelRef, file: SourceFile, start: int, end: int) -> Reader:
+        """Open, trying again; the reader goes on where its connection broke off."""
+
+        def reopen(at: int) -> Reader:
+            return self._source.open(model, file, at, end)
+
+        return self.reading(reopen, file.path, start, end)
 
 
 class _PatientReader:

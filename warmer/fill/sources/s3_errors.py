@@ -32,8 +32,16 @@ _EXPIRED: Final = (
 _BUSY: Final = ("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded")
 
 
-def translate(exc: Exception, where: str) -> SourceError:
-    """Say what a call of boto3 met."""
+def translate(
+    exc: Exception, where: str, *, expected: str = "its bytes or its listing"
+) -> SourceError:
+    """Say what a call of boto3 met.
+
+    Args:
+        exc: what it raised.
+        where: names what was asked for.
+        expected: instead.
+    """
     if isinstance(exc, SourceError):
         return exc
     if isinstance(exc, NO_CREDENTIALS):
@@ -48,7 +56,7 @@ def translate(exc: Exception, where: str) -> SourceError:
         status = int(meta.get("HTTPStatusCode", 0))
         said = str(answer.get("Error", {}).get("Code", ""))
         said = "" if said == str(status) else said  # botocore's own, where S3 says none
-        return _refusal(status, said, meta.get("HTTPHeaders", {}), where)
+        return _refusal(status, said, meta.get("HTTPHeaders", {}), where, expected)
     # As when a portal answers in HTML: botocore's parser raises what is no BotoCoreError.
     return unanswered(exc, where)
 
@@ -62,7 +70,9 @@ def unanswered(exc: Exception, where: str) -> TransientSourceError:
     )
 
 
-def _refusal(status: int, code: str, headers: Mapping[str, str], where: str) -> SourceError:
+def _refusal(
+    status: int, code: str, headers: Mapping[str, str], where: str, expected: str
+) -> SourceError:
     """The error for an answer that is no success.
 
     Args:
@@ -70,9 +80,10 @@ def _refusal(status: int, code: str, headers: Mapping[str, str], where: str) -> 
         code: S3's own.
         headers: of the answer; ``Retry-After`` counts.
         where: names what was asked for.
+        expected: instead.
     """
     said = f"{status} {code}".rstrip()
-    message = f"got {said} from S3 for {where}, expected its bytes or its listing"
+    message = f"got {said} from S3 for {where}, expected {expected}"
     if code in _EXPIRED or (status == 400 and not code):
         # AWS says no code where the answer has no body, as one to HEAD.
         may = "" if code else "probably "

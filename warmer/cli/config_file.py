@@ -1,0 +1,71 @@
+"""The YAML file of ``--config``: a verb's options as keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from warmer.errors import UsageError
+from warmer.secrecy import secret_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import click
+
+
+def load(ctx: click.Context, _param: click.Parameter, path: str | None) -> str | None:
+    """Read the YAML file before the other options, as their defaults.
+
+    Raises:
+        UsageError: it cannot be read, or says what no option understands.
+    """
+    if path is None:
+        return None
+    import yaml  # noqa: PLC0415 - only with --config
+
+    hint = "one option a line, as in `warm-dir: /warm`; see --help for their names"
+    try:
+        with open(path, encoding="utf-8") as f:
+            values = yaml.safe_load(f) or {}
+    except (OSError, UnicodeDecodeError) as exc:
+        message = f"got --config {path}, expected a readable file ({exc})"
+        raise UsageError(message, reason="bad-config", hint=hint) from exc
+    except yaml.YAMLError as exc:
+        mark = getattr(exc, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark is not None else ""
+        message = f"got --config {path}, expected YAML (an error{where})"
+        raise UsageError(message, reason="bad-config", hint=hint) from exc
+    if not isinstance(values, dict):
+        message = f"got --config {path} with {type(values).__name__}, expected keys and values"
+        raise UsageError(message, reason="bad-config", hint=hint)
+    known = {p.name: p for p in ctx.command.params if p.name and p.name != "config"}
+    defaults = {
+        str(key).replace("-", "_"): _default(known, str(key), value, path)
+        for key, value in values.items()
+    }
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+    return path
+
+
+def _default(known: Mapping[str, click.Parameter], key: str, value: Any, path: str) -> Any:
+    """Check one key of the YAML file against the option it names."""
+    names = ", ".join(sorted(name.replace("_", "-") for name in known))
+    parameter = known.get(key.replace("-", "_"))
+    if parameter is None:
+        raise UsageError(
+            f"got the key {key!r} in {path}, expected one of this verb's options",
+            reason="bad-config",
+            hint=f"known: {names}",
+        )
+    many = getattr(parameter, "multiple", False) or parameter.nargs == -1
+    items = value if isinstance(value, list) else [value]
+    if isinstance(value, list) != many or not all(
+        isinstance(item, (str, int, float)) for item in items
+    ):
+        shown = "a value" if secret_name(key) else repr(value)
+        raise UsageError(
+            f"got {key}: {shown} in {path}, expected {'a list of words' if many else 'one word'}",
+            reason="bad-config",
+            hint=f"known: {names}",
+        )
+    return [str(item) for item in items] if many else value
