@@ -175,8 +175,7 @@ def _unfinished(warm_dir: str, absent: _ProblemError) -> tuple[list[dict[str, An
         wanted = [(p["kind"], p["key"], p["directory"], p["lock"]) for p in plan["pieces"]]
     except (_ProblemError, KeyError, TypeError):
         return [_as_row("handoff", "", absent)], NOT_WARM
-    rows = []
-    code = NOT_WARM
+    rows, code = [], NOT_WARM
     for kind, key, directory, lock in wanted:
         problem = _ProblemError(NOT_WARM, "absent", "not handed off yet")
         if _published(directory):

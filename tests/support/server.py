@@ -26,6 +26,7 @@ class Server:
     def __init__(self, argv, *, log, env=None):
         self.port = free_port()
         self.ready_s = None
+        self._starts = os.path.join(os.path.dirname(os.path.dirname(argv[0])), "starts")
         self._log = open(log, "w", encoding="utf-8")
         self._started = time.monotonic()
         self.process = subprocess.Popen(
@@ -70,7 +71,14 @@ class Server:
         with urllib.request.urlopen(request, timeout=120) as reply:
             return json.load(reply)
 
+    def _watched(self):
+        return os.path.isdir(self._starts) and bool(os.listdir(self._starts))
+
     def stop(self):
+        deadline = time.monotonic() + 10
+        # Ended before the watch has seen that it was ready, it counts as a start that crashed.
+        while self.ready_s is not None and time.monotonic() < deadline and self._watched():
+            time.sleep(0.01)
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

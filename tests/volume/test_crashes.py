@@ -17,7 +17,7 @@ from warmer.fill import crashes, trees
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
 from warmer.observe import inventory, numbers
-from warmer.urls import LockUrl
+from warmer.settings import LockUrl
 
 KEY = Key("jit", {"engine.cuda": "13.0"})
 WEIGHTS = Key("weights", {"name": "org/x"})
@@ -36,11 +36,10 @@ def make(top, *, upto=3):
     return volume
 
 
-def look(volume, **how):
+def look(volume, key=KEY):
     warm = WarmDir(os.path.join(os.path.dirname(volume.root), "warm"))
-    return inventory.observe(volume, warm, {KEY.kind: KEY}, **{"trust": trust.ANYBODY, **how}).held[
-        KEY.kind
-    ]
+    look = inventory.observe(volume, warm, {key.kind: key}, trust=trust.ANYBODY)
+    return look.held[key.kind]
 
 
 def judged(volume):
@@ -86,13 +85,7 @@ def test_weights_crash_nothing(volume):
     volumes.fill(volume, WEIGHTS)
     for _ in range(2):
         crashes.tell(volume, [(WEIGHTS, 1)])
-    warm = WarmDir(f"{volume.root}/warm")
-    assert (
-        inventory.observe(volume, warm, {"weights": WEIGHTS}, trust=trust.ANYBODY)
-        .held["weights"]
-        .verdict
-        == "sealed"
-    )
+    assert look(volume, WEIGHTS).verdict == "sealed"
 
 
 def test_who_got_ready_acquits_its_own_generations_alone(volume):
@@ -155,7 +148,7 @@ def test_gc_removes_what_was_told_of_generations_that_are_gone(volume):
     open(os.path.join(volume.crashes, "somebody's"), "wb").close()
 
     def collect():
-        outcome = gc.collect(volume, LockUrl(), me="a test", trust=trust.ANYBODY)
+        outcome = gc.collect(volume, LockUrl(), me="a test")
         assert outcome.skipped == []
         return {name.rpartition(".")[0][-2:] for name in os.listdir(volume.crashes)}
 

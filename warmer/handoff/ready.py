@@ -132,7 +132,7 @@ class Starts:
 
     def _ended(self, name: str) -> bool:
         try:
-            descriptor = os.open(os.path.join(self.directory, name), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(os.path.join(self.directory, name), os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             return False
         try:

@@ -13,6 +13,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Final
 
+from warmer import regular
 from warmer.model import KERNEL_KINDS
 from warmer.observe import numbers
 
@@ -76,7 +77,7 @@ def _in(warm: WarmDir) -> Iterator[tuple[numbers.Aside, str]]:
 
 def _ended(path: str) -> list[str]:
     """Read the generations a start had; none while its server may still become ready."""
-    with contextlib.suppress(OSError), open(path, "rb") as f:
+    with contextlib.suppress(OSError, regular.OddFileError), open(regular.opened(path), "rb") as f:
         fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return f.read(_LONGEST).decode("ascii", "replace").splitlines()
     return []
