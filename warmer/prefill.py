@@ -243,10 +243,11 @@ def _build_and_restore(
 ) -> Situation:
     s = situation
     write.link_model(s.how.model_path, s.model_files)
-    if any(s.held.held[step.kind].crashed for step in s.plan.steps if step.kind in KERNEL_KINDS):
+    asked = any(step.action in PULLING for step in s.plan.steps)
+    if any(s.held.held[kind].crashed for kind in s.held.held if asked or kind in _builds(s)):
         stages.retire(s, claims)
-        s = again(dataclasses.replace(s, asked=True))  # the bucket may have the very same
-    if any(step.action in PULLING for step in s.plan.steps):
+        s = again(s)
+    if asked:
         with outcome.timed("pull"):
             outcome.pulled |= remote.pull(s, claims)
         s = again(dataclasses.replace(s, asked=True))

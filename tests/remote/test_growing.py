@@ -124,6 +124,31 @@ def test_a_node_that_starts_afresh_brings_together_what_two_could_not(fleet):
     assert (done.json["warm"], ops(last)) == (True, ["one", "three"])
 
 
+def test_what_crashed_the_engine_here_is_not_pulled_again_but_replaced(fleet):
+    node = fleet.node()
+    node.warmed(*NEVER, env=fleet.env())
+    (top,) = node.generations("compile")
+    key, number = top.split("/")[-2:]
+    os.makedirs(f"{node.volume}/v1/crashes", exist_ok=True)
+    for start in ("a" * 16, "b" * 16):
+        Path(f"{node.volume}/v1/crashes/compile-{key}-{number}.{start}").touch()
+    pod, starts = fleet.at(node), len(node.engine.starts)
+    done = pod.warmed(env=of(fleet, "one"))
+    assert done.json["warm"] is True
+    assert len(node.engine.starts) == starts + 1
+    events = [line["event"] for line in fleets.warnings(done)]
+    assert "a piece in the bucket crashed the engine here" in events
+    assert [name.split("-")[0] for name in runs.listing(f"{node.volume}/v1/quarantine")] == [
+        "compile"
+    ]
+    assert list(fleet.seals("compile")) == [1, 2]
+    fleet.check()
+    other = fleet.node()
+    assert other.warmed(*NEVER, env=fleet.env()).json["warm"] is True
+    (pulled,) = records(other, "compile")
+    assert pulled["files"] == fleet.seals("compile")[2]["files"]
+
+
 def test_a_shared_kind_that_the_bucket_lost_is_pushed_again(fleet):
     for name in fleet.objects("blobs/"):
         fleet.remove(name)

@@ -115,7 +115,15 @@ def intact(volume: Volume, key: Key, generation: int) -> bool:
     Raises:
         VolumeError: the volume failed.
     """
-    directory = volume.generation(key.kind, key.digest, generation)
+    return whole(volume.generation(key.kind, key.digest, generation))
+
+
+def whole(directory: str) -> bool:
+    """Re-hash a generation wherever it lies; False where a byte differs from its seal.
+
+    Raises:
+        VolumeError: the volume failed.
+    """
     with using("the volume"):
         try:
             record, _ = inventory.read_seal(directory)

@@ -16,7 +16,7 @@ import structlog
 from warmer import regular
 from warmer.errors import IntegrityError, SourceError, using
 from warmer.fill import capacity, publish, restore, stagings
-from warmer.fill.remote import catalogue, fetch
+from warmer.fill.remote import catalogue, fetch, retired
 from warmer.layout import KEY
 from warmer.model import Key
 from warmer.observe import inventory, numbers
@@ -164,6 +164,13 @@ class Puller:
         failures = 0
         there = self._bucket.numbers(key)
         for found in catalogue.acceptable(self._bucket, key, there, self._trust):
+            if retired.here(self._volume, found.seal):
+                _log.warning(
+                    "a piece in the bucket crashed the engine here",
+                    kind=key.kind,
+                    number=found.number,
+                )
+                continue
             try:
                 beside = needs(found)
                 if beside is None:

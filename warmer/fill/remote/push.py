@@ -17,7 +17,7 @@ import structlog
 from warmer import regular, seal
 from warmer.errors import IntegrityError, SourceError, using
 from warmer.fill import restore
-from warmer.fill.remote import catalogue
+from warmer.fill.remote import catalogue, retired
 from warmer.observe import inventory
 
 if TYPE_CHECKING:
@@ -101,8 +101,9 @@ class Pusher:
         return {kind: self._numbers[kind] for kind in record.needs}
 
     def _adds(self, newest: Found, key: Key, generation: int) -> bool:
-        """Whether a piece adds to the bucket's newest and leaves nothing out, or that is broken."""
-        if not all(self._bucket.has(file) for file in newest.seal.files):
+        """Whether a piece adds to the bucket's newest and leaves nothing out, or that is of no use."""
+        there = all(self._bucket.has(file) for file in newest.seal.files)
+        if not there or retired.here(self._volume, newest.seal):
             return True
         if key.kind == "compile":  # another was faster, and theirs is as good
             self._numbers[key.kind] = newest.number
