@@ -4,7 +4,7 @@ The tiny model is prefilled once. Of every row of `rows.ROWS`, `warmer plan` say
 fit; vLLM's own code says whether its keys are the same; and for the rows marked so the engine is
 started on the restored caches, and the files counted that it builds. Ends with one JSON line; exit
 status 1 says that something was called warm and was not. ROWS="HOME CXX" takes the rows of which
-the names hold one of the words; ENGINE=0 starts no engine.
+the names hold one of the words; ENGINE, of those marked so; ENGINE= starts no engine.
 
     WORK=/tmp/perturb make perturb
 """
@@ -135,6 +135,12 @@ def unset(env):
     return {name: value for name, value in env.items() if name not in names}
 
 
+def named(row, variable):
+    """Whether a row is among those that a variable names; all are, where it is not set."""
+    words = os.environ.get(variable)
+    return words is None or any(word in row.name for word in words.split())
+
+
 def fill(work):
     """Prefill the tiny model; a pod with the demo's commands."""
     tiny = os.path.join(work, "tiny")
@@ -159,6 +165,8 @@ def run(demo, pod, row, log):
     name = words[-1] if "--served-model-name" in words else demo.handoff()["served_name"]
     try:
         ready, _, built = demo.start(log, *words, env=row.env, name=name)
+    except RuntimeError as exc:
+        raise SystemExit(f"{row.name}: {exc}; its log is at {log}") from exc
     finally:
         shutil.rmtree(OTHER, ignore_errors=True)
     return ready, len(built)
@@ -168,8 +176,7 @@ def main():
     work = os.environ.get("WORK") or tempfile.mkdtemp()
     shutil.rmtree(work, ignore_errors=True)
     os.makedirs(work)
-    wanted = os.environ.get("ROWS", "").split()
-    rows = [r for r in ROWS if not wanted or any(word in r.name for word in wanted)]
+    rows = [row for row in ROWS if named(row, "ROWS")]
     demo = fill(work)
     pod = Pod(demo.volume, demo.warm_dir, demo.model, demo.env, demo.serve_args)
     base, keys, swept, versions = digests(pod, rows, sweep=True)
@@ -184,7 +191,7 @@ def main():
         parts, built, ready = [], None, None
         if said != "refused":
             parts = differing(base, key)
-            if row.engine and os.environ.get("ENGINE") != "0":
+            if row.engine and named(row, "ENGINE"):
                 log = os.path.join(work, f"row-{number}.log")
                 ready, built = run(demo, pod, row, log)
         verdict = judge(said, parts, built)

@@ -97,7 +97,7 @@ ROWS = (
     variable("AOT_INDUCTOR_DEBUG_SYMBOLS", "1"),
     variable("CXX", "c++", engine=True),
     variable("CI", "true", engine=True),
-    variable("ATEN_CPU_CAPABILITY", "default", engine=True),
+    variable("ATEN_CPU_CAPABILITY", "avx2", engine=True),
     variable("OMP_NUM_THREADS", "1", engine=True),
     variable("TORCH_LOGS", "output_code", engine=True),
     variable("CUDA_HOME", "/usr/local/cuda-13"),
