@@ -67,9 +67,6 @@ def main() -> NoReturn:
     nothing is waiting for.
     """
     code = EXIT_BUG
-    # The server may run as another user, with group 0 for one; kernels that others could write
-    # would be theirs. What is secret is made with modes of its own.
-    os.umask((os.umask(0o077) & ~0o050) | 0o002)
     try:
         code = _outcome(as_json="--json" in _own_words(sys.argv[1:]))
         sys.stdout.flush()

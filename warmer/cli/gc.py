@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from warmer import settings, urls
-from warmer.cli import logs, options, trusting
+from warmer.cli import logs, modes, options, trusting
 from warmer.cli.options import option
 from warmer.errors import EXIT_NOT_WARM, EXIT_OK
 from warmer.layout import Volume
@@ -80,6 +80,7 @@ def command(*, volume: str, lock: str, json: bool, dry_run: bool, **values: Any)
     it as a CronJob.
     """
     logs.configure()
+    modes.let_the_group_read()
     root = Volume(settings.parse_directory(volume, "--volume"))
     url = urls.parse_lock(lock)
     limits: dict[str, Any] = {

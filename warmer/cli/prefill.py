@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from warmer.cli import logs, options, show
+from warmer.cli import logs, modes, options, show
 from warmer.errors import EXIT_NOT_WARM, EXIT_OK
 
 
@@ -28,6 +28,7 @@ def command(*, json: bool, **values: Any) -> int:
     Used as an init container, as a Job before a scale event, and by hand.
     """
     logs.configure()
+    modes.let_the_group_read()
     from warmer.prefill import prefill  # noqa: PLC0415 - after the options are known to be right
 
     settings = options.read(values)

@@ -157,8 +157,9 @@ def _be(
         for number in _HELD:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        given = dict(environment)  # it may be this process's own
         os.environ.clear()
-        os.environ.update(environment)
+        os.environ.update(given)
         with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as f:
             f.write(_NAME)
         main()

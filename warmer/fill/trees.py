@@ -124,6 +124,8 @@ def _merge(
 
 
 def _clean(warm: WarmDir, key: Key, secrets: Mapping[str, str]) -> None:
+    if key.kind == "bytecode":  # of the image's own sources, which anybody may read
+        return
     with using("the warm dir"):
         found = leaks.remove(warm.tree(key.kind), excluded(key.kind), secrets)
     for path, name in found.items():

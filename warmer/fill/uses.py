@@ -170,7 +170,7 @@ def _read(volume: Volume, name: str, asked_before: float) -> Use | None:
     path = volume.use(name)
     live = False
     with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-        if os.stat(path).st_mtime < asked_before:
+        if os.lstat(path).st_mtime < asked_before:
             live = _held(volume.live(name), stack)
     try:
         at = os.lstat(path).st_mtime  # of what is no record
@@ -180,7 +180,7 @@ def _read(volume: Volume, name: str, asked_before: float) -> Use | None:
         return _unnamed(volume, name)
     except OSError as exc:
         with contextlib.suppress(FileNotFoundError):
-            return Use(name, os.stat(path).st_mtime, live, None, why=exc.strerror or str(exc))
+            return Use(name, os.lstat(path).st_mtime, live, None, why=exc.strerror or str(exc))
         return None
     except ValueError as exc:
         return Use(name, at, live, None, why=str(exc))
@@ -190,7 +190,7 @@ def _read(volume: Volume, name: str, asked_before: float) -> Use | None:
 def _unnamed(volume: Volume, name: str) -> Use | None:
     """A lock without its record: a server that holds it may use anything."""
     try:
-        at = os.stat(volume.live(name)).st_mtime
+        at = os.lstat(volume.live(name)).st_mtime
     except FileNotFoundError:
         return None
     with contextlib.ExitStack() as stack:
