@@ -1,7 +1,7 @@
 """What must not be written anywhere, told by its name or by its shape. Pure.
 
-Secrets to no file, log or message; to no terminal, what would command it. Nothing here knows a secret in advance: names say that a value is one, and so does a URL that
-carries a password.
+Secrets to no file, log or message; to no terminal, what would command it. Nothing here knows a
+secret in advance: names say that a value is one, and so does a URL that carries a password.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ _SHORTEST: Final = 6
 
 
 def secret_name(name: str) -> bool:
-    """Whether a variable, flag or key is named like a secret."""
-    return _NAME.search(name.replace("-", "_")) is not None
+    """Whether a variable, flag or key is named like a secret; where one lies is none."""
+    name = name.replace("-", "_")
+    return _NAME.search(name) is not None and not name.upper().endswith("_FILE")
 
 
 def secret_value(value: str) -> bool:

@@ -126,6 +126,13 @@ def test_bytes_that_differ_from_the_file_of_sums_are_refused(bucket, tmp_path):
         fetch(bucket.source(), tmp_path)
 
 
+def test_the_file_of_sums_outweighs_what_the_service_says_of_the_bytes_it_gives(bucket, tmp_path):
+    bucket.put("config.json", b"tampered", ChecksumAlgorithm="SHA256")
+    bucket.put("SHA256SUMS", f"{sha256(b'original')}  config.json\n".encode())
+    with refused(IntegrityError, "hash-mismatch", "config.json", sha256(b"original")):
+        fetch(bucket.source(), tmp_path)
+
+
 @pytest.mark.parametrize("algorithm", ["CRC64NVME", "CRC32", "CRC32C"])
 def test_a_multi_part_object_is_checked_by_the_whole_objects_checksum(bucket, tmp_path, algorithm):
     data = os.urandom((5 << 20) + 12345)

@@ -226,7 +226,7 @@ class Transfer:
             fetch.busy = fetch.busy or in_order
         reader = self._source.open(self._model, fetch.file, start, end)
         try:
-            fetch.digests |= reader.digests
+            fetch.digests = dict(reader.digests) | fetch.digests  # what was known before wins
             if in_order and start == 0 and reader.digests:
                 fetch.hashing = Hashing(quickest(fetch.digests), fetch.file.size)
             at = start
