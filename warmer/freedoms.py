@@ -9,7 +9,9 @@ Sources, read in vLLM 0.32.0 and checked on a running engine: ``vllm/envs.py``
 (``compile_factors``, its ``ignored_factors``) for variables; ``compute_hash`` of the classes in
 ``vllm/config/`` for flags (front-end and loader flags reach no config that is hashed). vLLM's key
 also holds torch's whole configuration for Inductor, and Triton has a key of its own: what torch
-2.13 and Triton 3.9 read into them from the environment is a factor (docs/perturbations.md).
+2.13 and Triton 3.9 read into them from the environment is a factor (docs/perturbations.md); so is
+what FlashInfer 0.7 writes into its build files (``flashinfer/jit/cpp_ext.py``): ninja builds again
+what another command line would build.
 
 Not free although vLLM's compile hash ignores them: ``--gpu-memory-utilization`` and
 ``--kv-cache-memory-bytes``, because a startup plan (``vllm/v1/worker/startup_plan.py``) travels
@@ -82,6 +84,7 @@ FREE_VARIABLES: Final[Mapping[str, Version]] = {
     "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR": (0, 32),
     "TORCHINDUCTOR_CACHE_DIR": ALWAYS,
     "TRITON_CACHE_DIR": ALWAYS,
+    "FLASHINFER_WORKSPACE_BASE": ALWAYS,
     # Who and where this pod is.
     "VLLM_PORT": ALWAYS,
     "VLLM_HOST_IP": ALWAYS,
@@ -125,14 +128,18 @@ HASHED_PREFIXES: Final = (
     "MLIR_",
     "NVPTX_",
     "TRITON_",
+    # In FlashInfer's build files, or deciding what it builds.
+    "FLASHINFER_",
 )
 """Variables with these prefixes are factors unless they stand in `FREE_VARIABLES`."""
 
 HASHED_NAMES: Final = (
     # vLLM's own hash, or what decides for which machine a JIT builds.
     "CMAKE_BUILD_TYPE",
+    "CC",
+    "CUDACXX",
     "CUDA_HOME",
-    "FLASHINFER_CUDA_ARCH_LIST",
+    "CUDA_PATH",
     "MAIN_CUDA_VERSION",
     "MOONCAKE_PREFERRED_SEGMENT",
     "MOONCAKE_REQUESTER_LOCAL_HOSTNAME",
@@ -164,6 +171,10 @@ HASHED_NAMES: Final = (
     "USE_IR_LOC",
 )
 """Further names in a hash of vLLM, torch or Triton, or that decide what a JIT builds."""
+
+BUILT_PREFIX: Final = "FLASHINFER_"
+BUILT_NAMES: Final = ("CC", "CUDA_HOME", "CUDA_PATH", "CXX")
+"""Of the factors, those of the kernels that every model on one stack shares."""
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """What a shell can export; vLLM reads no other, though a pod may hold some."""
@@ -203,6 +214,12 @@ def hashed_variable(name: str, value: str, vllm: Version) -> bool:
     ):
         return False
     return name in HASHED_NAMES or name.startswith(HASHED_PREFIXES)
+
+
+def built_variable(name: str, value: str, vllm: Version) -> bool:
+    """Whether a variable is a factor of the kernels that every model on one stack shares."""
+    named = name in BUILT_NAMES or name.startswith(BUILT_PREFIX)
+    return named and hashed_variable(name, value, vllm)
 
 
 def version(text: str) -> Version:

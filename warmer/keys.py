@@ -95,12 +95,19 @@ def shared_key(
     warm_dir: str,
     environment: Mapping[str, str],
 ) -> Key:
-    """Key of a JIT kind that every model on one stack and architecture shares."""
+    """Key of a JIT kind that every model on one stack and architecture shares.
+
+    Variables that stand in build files are factors where they are set.
+    """
     factors = _stack(stack, accelerator, image, warm_dir)
     for name in families.packages(kind, accelerator.kind):
         factors[f"package.{name}"] = stack.packages.get(name)
     for name in _ARCHITECTURES:
         factors[f"env.{name}"] = environment.get(name)
+    vllm = freedoms.version(stack.vllm)
+    for name, value in environment.items():
+        if freedoms.built_variable(name, value, vllm):
+            factors[f"env.{name}"] = value
     return Key(kind, factors)
 
 

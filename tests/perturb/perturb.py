@@ -24,7 +24,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, *(os.path.join(HERE, "..", name) for name in ("support", "demo", "bench"))]
 
 from families import Families
-from rows import OTHER, PLACES, ROWS, merged
+from rows import ELSEWHERE, OTHER, PLACES, ROWS, merged
 from tinymodel import make_tiny_llama
 
 TOP = os.path.join(HERE, "..", "..")
@@ -45,7 +45,8 @@ class Pod:
     def __init__(self, volume, warm_dir, model, env, serve_args):
         self.env, self.serve_args = env, list(serve_args)
         self._plan = [sys.executable, "-m", "warmer", "plan", "--json"]
-        self._plan += ["--volume", volume, "--warm-dir", warm_dir, "--model", model, "--"]
+        self._plan += ["--volume", volume, "--warm-dir", warm_dir, "--model", model]
+        self._warm_dir = warm_dir
         with open(os.path.join(warm_dir, "handoff", "handoff.json"), encoding="utf-8") as f:
             self.handoff = json.load(f)
 
@@ -56,7 +57,7 @@ class Pod:
 
     def predict(self, row):
         """What `plan` says: warm, miss with the factors by name, or refused with the reason."""
-        argv = [*self._plan, *merged(self.serve_args, self.args(row))]
+        argv = [*self._plan, *row.flags, "--", *merged(self.serve_args, self.args(row))]
         done = subprocess.run(argv, env=self.env | row.env, capture_output=True, text=True)
         said = json.loads(done.stdout)
         if "error" in said:
@@ -77,7 +78,18 @@ class Pod:
         """Words and variables of the start by which a row's pod would use these caches."""
         argv = merged(self.handoff["argv"], self.args(row))
         env = self.env | row.env | self.handoff["env"] | self.kept(row)
-        return {"argv": ["--model", self.handoff["model_path"], *argv], "env": env}
+        start = {"argv": ["--model", self.handoff["model_path"], *argv], "env": env}
+        return self._moved(start) if ELSEWHERE in row.flags else start
+
+    def _moved(self, start):
+        """The same start from another warm dir, with the model there."""
+        model = self.handoff["model_path"]
+        moved = json.loads(json.dumps(start).replace(self._warm_dir, ELSEWHERE))
+        link = model.replace(self._warm_dir, ELSEWHERE)
+        os.makedirs(os.path.dirname(link), exist_ok=True)
+        if not os.path.lexists(link):
+            os.symlink(os.path.realpath(model), link)
+        return moved
 
 
 def predictions(pod, rows):
@@ -101,6 +113,7 @@ def digests(pod, rows, *, sweep=False):
         capture_output=True,
         text=True,
     )
+    shutil.rmtree(ELSEWHERE, ignore_errors=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     base, *rest = found["starts"]

@@ -8,6 +8,8 @@ PLACES = {"TEMPLATE": os.path.join(os.path.dirname(os.path.abspath(__file__)), "
 """What stands for a path in the rows; ``MODEL`` is where the engine reads the model."""
 OTHER = os.path.join(tempfile.gettempdir(), f"perturb-{os.getpid()}")
 """Another directory than the fill's; made anew for every start."""
+ELSEWHERE = OTHER + "-warm"
+"""Another warm dir than the fill's."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,14 @@ class Row:
         args: serve arguments; a flag that the fill had too is replaced.
         env: variables of the pod.
         engine: whether `make perturb` starts the engine, and not its configuration alone.
+        flags: warmer's own.
     """
 
     name: str
     args: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     engine: bool = False
+    flags: tuple[str, ...] = ()
 
 
 def flag(*args, engine=False):
@@ -47,6 +51,9 @@ ROWS = (
     flag("--kv-cache-dtype", "fp8"),
     flag("--enforce-eager", engine=True),
     flag("--compilation-config", '{"compile_sizes": [8]}'),
+    flag("--compilation-config", '{"cudagraph_capture_sizes": [1, 2, 4]}'),
+    flag("--cudagraph-capture-sizes", "1", "2", "4"),
+    flag("--additional-config", '{"mine": 1}'),
     flag("-O1"),
     flag("--enable-lora"),
     flag("--max-logprobs", "5"),
@@ -68,6 +75,9 @@ ROWS = (
     flag("--disable-log-stats"),
     flag("--gpu-memory-utilization", "0.5"),
     flag("--no-enable-prefix-caching", engine=True),
+    flag("--kv-cache-memory-bytes", "268435456"),
+    flag("--dtype", "bfloat16"),
+    flag("-O2"),
     flag("--tokenizer", "MODEL"),
     flag("--num-gpu-blocks-override", "64"),
     flag("--scheduling-policy", "priority"),
@@ -94,8 +104,12 @@ ROWS = (
     variable("TORCHINDUCTOR_CACHE_DIR", OTHER),
     variable("TORCHDYNAMO_AUTO_FUNCTIONALIZED_V2", "0", engine=True),
     variable("TORCHDYNAMO_VERBOSE", "1"),
+    variable("TORCHDYNAMO_DISABLE", "1"),
+    variable("TORCH_COMPILE_DISABLE", "1"),
     variable("AOT_INDUCTOR_DEBUG_SYMBOLS", "1"),
+    variable("CC", "cc"),
     variable("CXX", "c++", engine=True),
+    variable("FLASHINFER_EXTRA_CUDAFLAGS", "-lineinfo"),
     variable("CI", "true", engine=True),
     variable("ATEN_CPU_CAPABILITY", "avx2", engine=True),
     variable("OMP_NUM_THREADS", "1", engine=True),
@@ -118,6 +132,9 @@ ROWS = (
     variable("LD_LIBRARY_PATH", OTHER),
     variable("CUDA_VISIBLE_DEVICES", "0"),
     variable("NO_COLOR", "1"),
+    # What warmer itself is told.
+    Row("another warm dir", flags=("--warm-dir", ELSEWHERE)),
+    Row("another image", flags=("--image", "sha256:" + "7" * 64)),
 )
 
 

@@ -101,6 +101,10 @@ def test_only_the_listed_flags_are_free(name, vllm, free):
         ("AOT_INDUCTOR_DEBUG_SYMBOLS", NOW, False, True),
         ("TRITON_DEFAULT_FP_FUSION", NOW, False, True),
         ("TRITON_CACHE_DIR", NOW, True, False),
+        ("FLASHINFER_EXTRA_CUDAFLAGS", NOW, False, True),
+        ("FLASHINFER_WORKSPACE_BASE", NOW, True, False),
+        ("CC", NOW, False, True),
+        ("CUDA_PATH", NOW, False, True),
         ("TORCH_LOGS", NOW, False, False),
         ("PATH", NOW, False, False),
     ],
@@ -159,6 +163,28 @@ def test_every_free_variable_is_ignored_by_vllm_or_unknown_to_it():
 def test_what_warmer_always_sets_is_ignored_by_vllm_or_unknown_to_it():
     always = [*families._ALWAYS, *(f.variable for f in families.FAMILIES)]
     assert [name for name in always if name in known() and name not in ignored()] == []
+
+
+def test_where_warmer_puts_a_family_is_a_factor_once_and_not_by_each_variable():
+    paths = [family.variable for family in families.FAMILIES]
+    assert [name for name in paths if freedoms.hashed_variable(name, "/warm/x", NOW)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "built"),
+    [
+        ("FLASHINFER_EXTRA_CUDAFLAGS", True),
+        ("FLASHINFER_CUDA_ARCH_LIST", True),
+        ("CUDA_HOME", True),
+        ("CXX", True),
+        ("FLASHINFER_WORKSPACE_BASE", False),
+        ("VLLM_PLUGINS", False),
+        ("TRITON_OVERRIDE_ARCH", False),
+        ("PATH", False),
+    ],
+)
+def test_what_stands_in_build_files_is_a_factor_of_what_all_models_share(name, built):
+    assert freedoms.built_variable(name, "x", NOW) is built
 
 
 def test_every_variable_that_vllm_hashes_is_a_factor():

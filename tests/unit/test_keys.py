@@ -245,6 +245,16 @@ def test_a_shared_kind_depends_on_its_own_packages_and_on_no_others(kind, packag
     assert foreign.digest == one.digest
 
 
+@pytest.mark.parametrize("kind", ["flashinfer", "jit"])
+def test_a_shared_kind_depends_on_what_stands_in_build_files_where_it_is_set(kind):
+    one = keys.shared_key(kind, environment={}, **COMMON)
+    flags = {"FLASHINFER_EXTRA_CUDAFLAGS": "-lineinfo", "CXX": "clang++", "CUDA_HOME": "/opt/cuda"}
+    other = keys.shared_key(kind, environment=flags, **COMMON)
+    assert changed_factors(one, other) == [f"env.{name}" for name in sorted(flags)]
+    same = {"VLLM_USE_V2": "1", "PATH": "/bin", "FLASHINFER_WORKSPACE_BASE": "/warm/cache"}
+    assert keys.shared_key(kind, environment=same, **COMMON).digest == one.digest
+
+
 def test_shared_kinds_have_different_keys_on_the_same_stack():
     assert (
         keys.shared_key("jit", environment={}, **COMMON).digest
