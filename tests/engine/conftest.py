@@ -26,4 +26,6 @@ def pod(tmp_path_factory):
     outcome = json.loads(done.stdout)
     assert outcome["warm"]
     pod.proof = outcome["proof"]
+    with open(pod.proof["log"], encoding="utf-8") as f:
+        pod.proof["said"] = f.read()  # a new pod's warm dir has no log of this one
     return pod
