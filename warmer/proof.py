@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
     from warmer.model import Kind, Stack
-    from warmer.report.log import Cache, StartLog
+    from warmer.report.log import StartLog
+    from warmer.report.verdict import Cache
     from warmer.situation import Situation
 
 _log = structlog.get_logger(__name__)

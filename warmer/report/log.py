@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from warmer.report.lines import HEAD, LINES
 from warmer.report.phases import PHASES
+from warmer.report.verdict import Said, judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-Cache = Literal["hit", "rebuilt", "unknown"]
-Clock = Literal["process", "stamps", "none"]
+    from warmer.report.verdict import Cache
+
+Clock = Literal["process", "stamps", "spans", "none"]
 
 _DAY: Final = 86_400
 _ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
 _SUPERVISOR: Final = re.compile(r"\[\+(\d{1,9}(?:\.\d+)?)\] ?")
 
-_REBUILT: Final = frozenset({"aot_saved", "aot_unsaved", "aot_failed", "graph_built"})
-_HIT: Final = frozenset({"aot_loaded", "graph_loaded"})
 _SETTLED: Final = frozenset({"loaded", "compiled", "compiled_and_run"})
 
 
@@ -39,11 +39,13 @@ class StartLog:
         vllm_version: as printed, or None.
         phases: phase name to seconds, in the order of `PHASES`; only those the log tells.
         total_s: seconds to ready, or None when the log ends before; the same as ``ready``.
-        clock: ``process`` counts from process start, ``stamps`` from vLLM's first line.
+        clock: ``process`` counts from process start, ``stamps`` from vLLM's first line, ``spans``
+            from the first span to the last: without imports, and without the HTTP server.
         rough: the phases read from whole seconds, vLLM's stamps or its `graph_capture`, so ±1 s.
         cache: whether compiled code was loaded or made; ``unknown`` when the log does not say, as
             on CPU with AOT off, where the files in the cache have to.
         evidence: the lines that decided `cache`.
+        built: what was made, and why where the log says it; a clause each.
     """
 
     vllm_version: str | None
@@ -53,6 +55,7 @@ class StartLog:
     rough: frozenset[str]
     cache: Cache
     evidence: tuple[str, ...]
+    built: tuple[str, ...] = ()
 
     @property
     def recognised(self) -> bool:
@@ -119,15 +122,16 @@ def parse(lines: Iterable[str]) -> StartLog:
     printed, derived = _printed(events), _derived(events, timer.kind)
     found = printed | derived
     phases = {p.name: round(found[p.name], 3) for p in PHASES if p.name in found}
-    cache, evidence = _verdict(events)
+    verdict = judge([Said(e.mark, e.pid, e.took, e.text) for e in events if e.mark])
     return StartLog(
         vllm_version=next((e.version for e in events if e.version), None),
         phases=phases,
         total_s=phases.get("ready"),
         clock=timer.kind,
         rough=frozenset(_rough(printed, derived, timer.kind)),
-        cache=cache,
-        evidence=evidence,
+        cache=verdict.cache,
+        evidence=verdict.evidence,
+        built=verdict.built,
     )
 
 
@@ -270,12 +274,3 @@ def _covered(spans: list[tuple[float, float]]) -> float:
         total += max(end - max(begin, reached), 0.0)
         reached = max(reached, end)
     return total
-
-
-def _verdict(events: list[_Event]) -> tuple[Cache, tuple[str, ...]]:
-    """Whether compiled code was loaded or made; anything made outweighs what was loaded."""
-    if made := tuple(e.text for e in events if e.mark in _REBUILT):
-        return "rebuilt", made
-    if loaded := tuple(e.text for e in events if e.mark in _HIT):
-        return "hit", loaded
-    return "unknown", ()
