@@ -2,72 +2,245 @@
 
 from __future__ import annotations
 
+import itertools
+import json as jsonlib
 import os
-from json import dumps
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from warmer import regular, settings
+from warmer.cli import logs, writing
 from warmer.cli.options import option
-from warmer.errors import UsageError
-from warmer.report import log, table
+from warmer.errors import BusyError, TerminatedError, UsageError
+from warmer.layout import WarmDir
+from warmer.report import handed, log, page, spans, table
 
-_HINT = "give the file that holds the output of `vllm serve`, from process start to ready"
+if TYPE_CHECKING:
+    from warmer.listen import Listener
+    from warmer.report.log import StartLog
+    from warmer.report.spans import Span
+
+_WAIT = 3600.0
+_HINT = (
+    "give the file that holds the output of `vllm serve`, from process start to ready, or spans "
+    "that --record wrote"
+)
 
 
 @click.command(
     name="report",
     epilog="""\b
-Example:
+Examples:
   warmer report --baseline cold.log warm.log
+  warmer report --baseline cold.log --html start.html warm.log
+  warmer report --otlp 4318        # then: OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf \\
+      vllm serve ... --otlp-traces-endpoint http://127.0.0.1:4318/v1/traces
 \b
 Exit status:
   0  the table was printed
-  2  a file is missing, empty, or not the log of a vLLM start""",
+  2  a file is missing, empty, or not the log of a vLLM start; the port cannot be opened
+  3  no span of a start came within --wait
+  6  --html or --record could not be written
+  130, 143  interrupted, terminated, before a span of a start came""",
 )
-@click.argument("start", metavar="LOG", type=click.Path())
+@click.argument("start", metavar="[LOG]", required=False, type=click.Path())
 @option(
     "--baseline",
     metavar="LOG",
     type=click.Path(),
-    help="The log of a start without caches; becomes the cold column.",
+    help="The log, or the recorded spans, of a start without caches; becomes the cold column.",
+)
+@option(
+    "--otlp",
+    metavar="[HOST:]PORT",
+    help="Instead of LOG: listen for the spans that vLLM sends of its start, until it is ready or "
+    "interrupted; 127.0.0.1 unless a host is given.",
+)
+@option("--record", metavar="FILE", help="Write the spans that came, to be given as LOG later.")
+@option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=_WAIT,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to listen at most.",
+)
+@option(
+    "--warm-dir",
+    metavar="DIR",
+    help="Where prefill wrote the handoff of this start: what it gave is then part of the reason "
+    "for what was rebuilt.",
 )
 @option("--json", is_flag=True, help="Print JSON instead of a table.")
-def command(start: str, baseline: str | None, *, json: bool) -> None:
+@option(
+    "--html",
+    metavar="FILE",
+    help="Write a page with a timeline, in one file that needs no other; - for stdout, instead of "
+    "the table.",
+)
+def command(
+    start: str | None,
+    *,
+    baseline: str | None,
+    otlp: str | None,
+    record: str | None,
+    wait: float,
+    warm_dir: str | None,
+    json: bool,
+    html: str | None,
+) -> None:
     """Show where the time of a vLLM start went.
 
     LOG is what `vllm serve` printed. Lines that begin with "[+12.345] ", seconds since process
-    start, give exact times; else vLLM's own stamps, in whole seconds, have to do.
+    start, give exact times; else vLLM's own stamps, in whole seconds, have to do. Spans are exact,
+    but know nothing of Python's imports, of the HTTP server, and of what the cache did.
     """
-    warm = _read(start)
-    if baseline is None:
-        answer = table.start_as_json(warm) if json else table.render_one(warm)
+    _insist(start, otlp, record, html, json=json)
+    cold = None if baseline is None else _read(baseline)
+    warm = _listened(otlp, record, wait) if otlp is not None else _read(start or "")
+    if warm_dir is not None:
+        warm = _explained(warm, warm_dir)
+    if html is not None:
+        drawn = page.page_of_one(warm) if cold is None else page.page(table.compare(cold, warm))
+        if html == "-":
+            click.echo(drawn, nl=False)
+            return
+        writing.write(html, drawn)
+    if json:
+        answer = (
+            table.start_as_json(warm) if cold is None else table.as_json(table.compare(cold, warm))
+        )
+        click.echo(jsonlib.dumps(answer, indent=2))
     else:
-        rows = table.compare(_read(baseline), warm)
-        answer = table.as_json(rows) if json else table.render(rows)
-    click.echo(dumps(answer, indent=2) if json else answer)
+        click.echo(
+            table.render_one(warm) if cold is None else table.render(table.compare(cold, warm))
+        )
 
 
-def _read(path: str) -> log.StartLog:
-    """Parse the log at `path`.
+def _insist(
+    start: str | None, otlp: str | None, record: str | None, html: str | None, *, json: bool
+) -> None:
+    """Refuse words that do not go together, before an hour is spent listening.
+
+    Raises:
+        UsageError: they do not.
+    """
+    wrong = None
+    if (start is None) == (otlp is None):
+        wrong = f"got {'neither a log nor' if otlp is None else 'a log and'} --otlp, expected one of them"
+    elif record is not None and otlp is None:
+        wrong = "got --record without --otlp, expected both: only spans that come are recorded"
+    elif html == "-" and json:
+        wrong = "got --html - with --json, expected one of them on stdout"
+    if wrong:
+        raise UsageError(wrong, reason="usage", hint="warmer report --help")
+    for flag, path in (("--record", record), ("--html", html)):
+        if path is not None and path != "-":
+            writing.require_place(path, flag)
+
+
+def _read(path: str) -> StartLog:
+    """Read the log, or the recorded spans, at `path`.
 
     Raises:
         UsageError: it cannot be read, or says nothing of a vLLM start.
     """
+    from warmer.report import otlp as wire  # noqa: PLC0415 - 0.1 s of protobuf, not paid by help
+
     try:
         with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
-            start = log.parse(file)
-            empty = os.fstat(file.fileno()).st_size == 0
+            head = next(file, "")  # it may be a pipe, which cannot be read twice
+            if wire.is_recording(head):
+                start = spans.read(wire.recorded(head + file.read()))
+            else:
+                start = log.parse(itertools.chain([head], file))
     except OSError as exc:
         raise UsageError(
             f"got {path}: {exc.strerror}, expected the log of a vLLM start",
             reason="log-unreadable",
             hint=_HINT,
         ) from exc
+    except wire.BodyError as exc:
+        raise UsageError(
+            f"got {path}: {exc}, expected recorded spans", reason="spans-broken", hint=_HINT
+        ) from exc
     if not start.recognised:
         raise UsageError(
-            f"got {path}: {'empty' if empty else 'no line of a vLLM start'}, "
+            f"got {path}: {'empty' if not head else 'no line of a vLLM start'}, "
             "expected the log of a vLLM start",
-            reason="log-empty" if empty else "log-foreign",
+            reason="log-empty" if not head else "log-foreign",
             hint=_HINT,
         )
     return start
+
+
+def _listened(where: str, record: str | None, wait: float) -> StartLog:
+    """Collect the spans of a start; an interruption ends the listening, not the report.
+
+    Raises:
+        BusyError: none came within `wait`.
+        TerminatedError: none came before the interruption.
+    """
+    from warmer import listen  # noqa: PLC0415 - sockets and protobuf, not paid by help
+
+    logs.configure()
+    with listen.Listener(listen.address(where)) as listener:
+        listen.announce(listener)
+        stopped = _wait(listener, wait)
+        came = listener.spans()
+    if record is not None and came:
+        _record(record, came)
+    start = spans.read(came)
+    if not start.recognised:
+        if stopped is not None:
+            raise stopped
+        raise BusyError(
+            f"got no span of a vLLM start in {wait:g} s, expected some at {listener.url}",
+            reason="no-spans",
+            hint=listen.UNTRACED,
+        )
+    return start
+
+
+def _wait(listener: Listener, seconds: float) -> TerminatedError | None:
+    try:
+        listener.wait(seconds)
+    except TerminatedError as exc:
+        return exc
+    return None
+
+
+def _record(path: str, came: list[Span]) -> None:
+    from warmer.report import otlp as wire  # noqa: PLC0415 - as above
+
+    writing.write(path, wire.recording(came))
+
+
+def _explained(start: StartLog, warm_dir: str) -> StartLog:
+    """Add what the handoff in `warm_dir` knows; without one, the log alone has to do.
+
+    Raises:
+        UsageError: there is something that is no handoff.
+    """
+    path = os.path.join(
+        WarmDir(settings.parse_directory(warm_dir, "--warm-dir")).handoff, "handoff.json"
+    )
+    try:
+        handoff: Any = jsonlib.loads(regular.read(path))
+    except FileNotFoundError:
+        return start
+    except (OSError, ValueError) as exc:  # an odd file and broken JSON are ValueErrors
+        raise UsageError(
+            f"got {path}: {exc}, expected what warmer prefill wrote",
+            reason="handoff-unreadable",
+            hint="leave --warm-dir out, or run `warmer prefill` again",
+        ) from exc
+    if not isinstance(handoff, dict):
+        return start
+    crashed = handoff.get("crashed")
+    return handed.explained(
+        start,
+        handoff,
+        crashed=isinstance(crashed, str) and bool(crashed) and os.path.exists(crashed),
+    )

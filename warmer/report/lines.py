@@ -81,6 +81,7 @@ LINES: Final = (
         r"Model loading took \S+ GiB(?: memory)? and <N> seconds",
         "v1/worker/gpu_model_runner.py, v1/worker/gpu/model_runner.py",
     ),
+    _line("cache_off", r"vLLM's torch\.compile cache is disabled", "compilation/backends.py"),
     _line("dynamo", r"Dynamo bytecode transform time: <N> s", "compilation/backends.py"),
     _line(
         "graph_built",

@@ -13,6 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from warmer.report.intervals import covered
 from warmer.report.lines import HEAD, LINES
 from warmer.report.phases import PHASES
 from warmer.report.verdict import Said, judge
@@ -224,7 +225,7 @@ def _derived(events: list[_Event], clock: Clock) -> dict[str, float]:
     }
     for name, found in (("warmup", _pairs(events, "warming", "warmed")), ("jit", _builds(events))):
         if spent := list(found):
-            phases[name] = _covered(spent)
+            phases[name] = covered(spent)
     return phases
 
 
@@ -265,12 +266,3 @@ def _builds(events: list[_Event]) -> Iterator[tuple[float, float]]:
             captured = event.at
         elif event.mark == "initialised" and captured is not None:
             yield captured, event.at
-
-
-def _covered(spans: list[tuple[float, float]]) -> float:
-    """Seconds covered by at least one span."""
-    total, reached = 0.0, float("-inf")
-    for begin, end in sorted(spans):
-        total += max(end - max(begin, reached), 0.0)
-        reached = max(reached, end)
-    return total

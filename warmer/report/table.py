@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from warmer.report.phases import PHASES
+from warmer.secrecy import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from warmer.report.log import StartLog
+    from warmer.report.log import Clock, StartLog
 
 SCHEMA_VERSION: Final = 1
 """Of `as_json` and `start_as_json`: new keys may come, old ones keep their meaning."""
@@ -60,11 +61,11 @@ class Comparison:
 
 
 class _Side(NamedTuple):
-    """One start's part of a row; `whole` when it counts from process start."""
+    """One start's part of a row; `clock` says what it counts from."""
 
     seconds: float | None
     rough: bool
-    whole: bool
+    clock: Clock
 
 
 def compare(
@@ -86,7 +87,7 @@ def compare(
         measured = extra.get(name, (None, None))
         one = _side(cold, name, measured[0])
         two = _side(warm, name, measured[1])
-        fair = name != _TOTAL or one.whole == two.whole
+        fair = _same_moment(name, one.clock, two.clock)
         ratio = (
             one.seconds / two.seconds if fair and one.seconds is not None and two.seconds else None
         )
@@ -103,25 +104,16 @@ def render(comparison: Comparison, *, markdown: bool = False) -> str:
         comparison: what to draw.
         markdown: a Markdown table instead of one for the terminal.
     """
-    cold, warm = comparison.cold, comparison.warm
-    versions = {start.vllm_version or "?": name for start, name in ((cold, "cold"), (warm, "warm"))}
-    vllm = ", ".join(f"{name} {v}" if len(versions) > 1 else v for v, name in versions.items())
     cells = [
         (
             _label(row, markdown=markdown),
-            _seconds(row.cold, rough=row.rough[0]),
-            _seconds(row.warm, rough=row.rough[1]),
-            _ratio(row),
+            seconds(row.cold, rough=row.rough[0]),
+            seconds(row.warm, rough=row.rough[1]),
+            ratio(row),
         )
         for row in comparison.rows
     ]
-    notes = [f"vLLM {vllm}; compile cache: cold {cold.cache}, warm {warm.cache}"]
-    notes += [
-        f"the {name} log ends before ready"
-        for name, start in (("cold", cold), ("warm", warm))
-        if start.total_s is None
-    ]
-    notes += _roughness(comparison.rows)
+    notes = remarks(comparison)
     return _draw(("phase", "cold, s", "warm, s", "ratio"), cells, notes, markdown=markdown)
 
 
@@ -129,13 +121,39 @@ def render_one(start: StartLog, *, markdown: bool = False) -> str:
     """Draw the phases of a single start, as `render` does for two."""
     rows = compare(start, start).rows
     cells = [
-        (_label(row, markdown=markdown), _seconds(row.cold, rough=row.rough[0])) for row in rows
+        (_label(row, markdown=markdown), seconds(row.cold, rough=row.rough[0])) for row in rows
     ]
-    notes = [f"vLLM {start.vllm_version or '?'}; compile cache: {start.cache}"]
+    return _draw(("phase", "s"), cells, remarks_one(start), markdown=markdown)
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """Say what a reader must know to believe the table, and what was rebuilt, and why."""
+    cold, warm = comparison.cold, comparison.warm
+    versions = {version(start): name for start, name in ((cold, "cold"), (warm, "warm"))}
+    vllm = ", ".join(f"{name} {v}" if len(versions) > 1 else v for v, name in versions.items())
+    notes = [f"vLLM {vllm}; compile cache: cold {cold.cache}, warm {warm.cache}"]
+    for name, start in (("cold", cold), ("warm", warm)):
+        notes += [f"{name}: {clause}" for clause in start.built]
+        if start.total_s is None:
+            notes.append(f"the {name} {_medium(start)} before ready")
+    return notes + list(_roughness(comparison.rows, (cold, warm)))
+
+
+def remarks_one(start: StartLog) -> list[str]:
+    """Say of a single start what `remarks` says of two."""
+    notes = [f"vLLM {version(start)}; compile cache: {start.cache}", *start.built]
     if start.total_s is None:
-        notes.append("the log ends before ready")
-    notes += _roughness(rows)
-    return _draw(("phase", "s"), cells, notes, markdown=markdown)
+        notes.append(f"the {_medium(start)} before ready")
+    return notes + list(_roughness(compare(start, start).rows, (start,)))
+
+
+def version(start: StartLog) -> str:
+    """What vLLM says it is, as it may be shown."""
+    return printable(start.vllm_version or "?", 40)
+
+
+def _medium(start: StartLog) -> str:
+    return "spans end" if start.clock == "spans" else "log ends"
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -177,14 +195,22 @@ def _start(start: StartLog) -> dict[str, Any]:
         "rough": sorted(start.rough),
         "cache": start.cache,
         "evidence": list(start.evidence),
+        "built": list(start.built),
     }
 
 
 def _side(start: StartLog, phase: str, measured: float | None) -> _Side:
     """Prefer what the caller measured to what the log says."""
     if measured is not None:
-        return _Side(measured, rough=False, whole=True)
-    return _Side(start.phases.get(phase), phase in start.rough, start.clock == "process")
+        return _Side(measured, rough=False, clock="process")
+    return _Side(start.phases.get(phase), phase in start.rough, start.clock)
+
+
+def _same_moment(phase: str, one: Clock, two: Clock) -> bool:
+    """Whether two starts count a phase from the same moment; spans know nothing of the config."""
+    if phase == _TOTAL:
+        return one == two
+    return phase != "config" or (one == "spans") == (two == "spans")
 
 
 def _order(extra: Mapping[str, object]) -> Iterator[tuple[str, str, str | None]]:
@@ -215,26 +241,31 @@ def _label(row: Row, *, markdown: bool) -> str:
     return f"{indent if row.parent else ''}{row.title}"
 
 
-def _seconds(value: float | None, *, rough: bool) -> str:
+def seconds(value: float | None, *, rough: bool) -> str:
     """Two decimals; a rough value shows none but keeps its place above the others' points."""
     if value is None:
         return _NONE + "   "
     return f"~{value:.0f}   " if rough else f"{value:.2f}"
 
 
-def _ratio(row: Row) -> str:
+def ratio(row: Row) -> str:
     """One decimal, below one two; as rough as what it was made of."""
     if row.ratio is None:
         return _NONE
     return f"{'~' if any(row.rough) else ''}{row.ratio:.{1 if row.ratio >= 1 else 2}f}{_TIMES}"
 
 
-def _roughness(rows: Sequence[Row]) -> Iterator[str]:
-    """What a tilde means, where there is one."""
+def _roughness(rows: Sequence[Row], starts: Sequence[StartLog]) -> Iterator[str]:
+    """What a tilde means, where there is one, and what spans leave out."""
     rough = {row.phase for row in rows if any(row.rough)}
     if rough:
         total = "; ready then counts from its first line" if _TOTAL in rough else ""
         yield f"~ is in whole seconds, as vLLM logs them, ±1 s{total}"
+    if any(start.clock == "spans" for start in starts):
+        yield (
+            "spans begin after Python's imports and end before the HTTP server: ready is from the "
+            "first to the last, and no span tells of the cache"
+        )
 
 
 def _draw(
