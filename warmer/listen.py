@@ -102,7 +102,9 @@ class Listener:
             ) from exc
         host = f"[{where.host}]" if ":" in where.host else where.host
         self.url = f"http://{host}:{self._server.server_address[1]}{PATH}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -155,12 +157,14 @@ class _Server(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128  # ranks send at the same moment, and a dropped SYN comes again in 1 s
 
     def __init__(
         self, where: Address, family: socket.AddressFamily, keep: Callable[[Sequence[Span]], int]
     ) -> None:
         self.address_family = family
         self.keep = keep
+        self.unpacking = threading.Lock()  # a body may grow a hundredfold: one at a time
         self._room = threading.BoundedSemaphore(_CONNECTIONS)
         super().__init__(where, _Handler)
 
@@ -224,7 +228,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if len(body) != int(said):
             raise otlp.BodyError(400, f"got {len(body)} of {said} bytes")
         kind, encoding = (self.headers.get(f"Content-{name}", "") for name in ("Type", "Encoding"))
-        return otlp.decode(body, kind=kind, encoding=encoding)
+        with self.server.unpacking:
+            return otlp.decode(body, kind=kind, encoding=encoding)
 
     def _drain(self) -> None:
         """Read on: closed while a sender sends, a connection is reset, and the answer is lost."""
