@@ -12,6 +12,9 @@ sys.path.insert(0, os.path.join(HERE, "..", "support"))
 
 from enginepod import ARGS
 
+from warmer.listen import Address, Listener
+from warmer.report import spans
+
 pytestmark = pytest.mark.engine
 DTYPE = "float16" if shutil.which("nvidia-smi") else "float32"  # what each has attention for
 
@@ -40,15 +43,19 @@ def test_a_warm_start_of_a_new_pod_compiles_nothing(warm):
     assert log.phases["engine_init"] > 0
 
 
-def test_another_port_is_no_miss_and_the_engine_agrees(pod, warm, tmp_path):
+def test_another_port_and_telemetry_are_no_miss_and_the_engine_agrees(pod, warm, tmp_path):
     assert pod.missing(*ARGS, "--port", "8123") == {}
     before = pod.compiled()
 
-    log, fingerprint = pod.serve(tmp_path / "port.log")  # every server has a port of its own
+    with Listener(Address("127.0.0.1", 0)) as listener:  # every server has a port of its own
+        log, fingerprint = pod.serve(tmp_path / "port.log", listener=listener)
 
     assert pod.compiled() - before == set()
     assert log.cache != "rebuilt"
     assert fingerprint == warm[1]
+    told = spans.read(listener.spans())
+    assert told.phases["engine_init"] == pytest.approx(log.phases["engine_init"], abs=0.1)
+    assert log.phases["engine_init"] < told.total_s < log.total_s
 
 
 def test_another_max_model_len_is_a_miss_that_names_the_factor_and_the_engine_agrees(

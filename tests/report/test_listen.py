@@ -247,7 +247,7 @@ def test_an_interruption_before_any_span_ends_it():
 
 def test_waiting_in_vain_says_how_vllm_is_started():
     with reporting("--wait", "0.1", "--json") as (process, url):
-        out, err = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=60)
     assert process.returncode == 3
     error = json.loads(out)["error"]
     assert (error["reason"], url in error["message"]) == ("no-spans", True)

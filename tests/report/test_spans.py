@@ -24,8 +24,8 @@ def recorded(name):
     return otlp.recorded((LOGS / name).read_text(encoding="utf-8"))
 
 
-def span(name, begin, end, process="1", trace="t", failed=False):
-    return Span(name, trace, f"{name} {begin} {process}", process, begin, end, failed)
+def span(name, begin, end, process="1", *, trace="t"):
+    return Span(name, trace, f"{name} {begin} {process}", process, begin, end, failed=False)
 
 
 @pytest.mark.parametrize("which", ["cold", "warm"])

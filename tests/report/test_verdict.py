@@ -50,7 +50,10 @@ def test_recorded_starts_say_what_they_rebuilt_and_why():
     [
         ([info(HIT)], []),
         ([info(SAVED), info(SAVED, 3)], [f"compiled code made anew: {NEVER_HELD}"]),
-        ([graph("2.50"), graph("1.25"), info(SAVED)], [f"2 graphs compiled in 3.75 s: {NEVER_HELD}"]),
+        (
+            [graph("2.50"), graph("1.25"), info(SAVED)],
+            [f"2 graphs compiled in 3.75 s: {NEVER_HELD}"],
+        ),
         (
             [graph("2.50"), graph("2.75", 3), graph("1.00", 3)],  # ranks side by side
             [f"2 graphs compiled in 3.75 s: {NEVER_HELD}"],

@@ -42,16 +42,23 @@ class Pod:
         tree = os.path.join(self.warm_dir, "cache", "compile")
         return set(members.scan(tree, EXCLUDED).members)
 
-    def serve(self, log, *more):
+    def serve(self, log, *more, listener=None):
         """Start the server by the handoff, ask for one completion, stop it.
+
+        With a `listener` it sends the spans of its start there, and is stopped after they came.
 
         Returns its log, and vLLM's own digest of its configuration: a part of every key under
         which it compiles, told by vLLM 0.32 and newer in each answer.
         """
         script = os.path.join(self.warm_dir, "handoff", "serve")
-        with Server([script, *more], log=log, env=self.env) as server:
+        env = self.env
+        if listener is not None:
+            more = (*more, "--otlp-traces-endpoint", listener.url)
+            env = dict(env, OTEL_EXPORTER_OTLP_TRACES_PROTOCOL="http/protobuf")
+        with Server([script, *more], log=log, env=env) as server:
             server.wait_ready()
             answer = server.complete(MODEL)
+            assert listener is None or listener.wait(60), "no span says that the start is over"
         assert answer["choices"][0]["text"]
         with open(log, encoding="utf-8") as f:
             return start_log.parse(f), answer.get("system_fingerprint")

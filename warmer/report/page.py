@@ -92,16 +92,17 @@ def _lines(
 ) -> list[_Line]:
     """The rows of the table, and among them what the bars show of no phase."""
     lines: list[_Line] = []
-    open_parent = ""
+    width, inside = len(figures[0]) if figures else 0, ""
     for row, cells in zip(rows, figures, strict=True):
-        if open_parent and row.parent != open_parent:
-            lines += _left("part", open_parent + timeline.REST, "the rest of it", bars, len(cells))
-            open_parent = ""
+        if inside and row.parent != inside:
+            lines += _left("part", inside + timeline.REST, "the rest of it", bars, width)
+        inside = row.parent or ""
         if row.phase == "ready":
-            lines += _left("phase", timeline.OTHER, "in no phase", bars, len(cells))
-        open_parent = row.parent or open_parent
+            lines += _left("phase", timeline.OTHER, "in no phase", bars, width)
         kind = "total" if row.phase == "ready" else "part" if row.parent else "phase"
         lines.append(_Line(kind, row.phase, row.title, cells))
+    if inside:
+        lines += _left("part", inside + timeline.REST, "the rest of it", bars, width)
     return lines
 
 
