@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import socket
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
@@ -31,6 +32,7 @@ LINGER: Final = 7.0
 _MOST: Final = 20_000
 """Spans kept; a start of eight ranks has some 300."""
 _CONNECTIONS: Final = 64
+_WARNINGS: Final = 20
 _PATIENCE: Final = 10.0
 """Seconds that a connection may be silent, and that the rest of a refused body is waited for."""
 _FULL: Final = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
@@ -165,12 +167,17 @@ class _Server(http.server.ThreadingHTTPServer):
         self.address_family = family
         self.keep = keep
         self.unpacking = threading.Lock()  # a body may grow a hundredfold: one at a time
+        self._told: set[str] = set()
         self._room = threading.BoundedSemaphore(_CONNECTIONS)
         super().__init__(where, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
+            try:
+                super().process_request(request, client_address)
+            except BaseException:  # no thread was to be had
+                self._room.release()
+                raise
             return
         with contextlib.suppress(OSError):
             request.settimeout(0)
@@ -183,8 +190,16 @@ class _Server(http.server.ThreadingHTTPServer):
         finally:
             self._room.release()
 
+    def warn(self, text: str, **more: Any) -> None:
+        """Warn of a thing once: who sends what is refused sends it again."""
+        if text not in self._told and len(self._told) < _WARNINGS:
+            self._told.add(text)
+            _log.warning(text, **more)
+
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - its signature
-        _log.debug("a connection broke off", exc_info=True)
+        """A connection that broke off is none of ours; anything else is a bug, and is shown."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            _log.exception("a request was not understood")
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -198,7 +213,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def parse_request(self) -> bool:
         """Tell a gRPC exporter, which speaks HTTP/2, from noise."""
         if self.raw_requestline.startswith(_GRPC):
-            _log.warning("spans came over gRPC, which is not understood here", hint=UNTRACED)
+            self.server.warn("spans came over gRPC, which is not understood here", hint=UNTRACED)
         return super().parse_request()
 
     def do_POST(self) -> None:
@@ -206,7 +221,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         try:
             found = self._spans()
         except otlp.BodyError as exc:
-            _log.warning("a body was refused", status=exc.status, why=str(exc))
+            self.server.warn(f"a body was refused: {exc}", status=exc.status)
             self._answer(exc.status, "text/plain", str(exc).encode())
             self._drain()
             return

@@ -27,7 +27,10 @@ VERBS: Final = {
     "keygen": ("warmer.cli.keygen", "Make a key to sign kernels with."),
     "plan": ("warmer.cli.plan", "Say what is missing and why; change nothing."),
     "prefill": ("warmer.cli.prefill", "Fill what is missing, restore it, write the handoff."),
-    "report": ("warmer.cli.report", "Phase table of a start, alone or beside a cold one."),
+    "report": (
+        "warmer.cli.report",
+        "Phase table of a start, alone or beside a cold one; timeline.",
+    ),
     "serve": ("warmer.cli.serve", "Start vLLM as its kernels were built."),
 }
 
@@ -84,9 +87,9 @@ def _outcome(*, as_json: bool) -> int:
     failure: BaseException
     try:
         code = _run()
-        _leave_at_signals()
+        leave_at_signals()
     except BaseException as exc:  # noqa: BLE001 - this is the one place that knows what to do
-        _leave_at_signals()
+        leave_at_signals()
         failure = exc
     else:
         return code
@@ -145,7 +148,7 @@ def _terminate(signum: int, _frame: FrameType | None) -> None:
     raise TerminatedError(signum)
 
 
-def _leave_at_signals() -> None:
+def leave_at_signals() -> None:
     """The work is over: from now on a signal ends the process, whatever output is left.
 
     A handler, because PID 1 is not ended by a signal's default.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from warmer import regular, settings
-from warmer.cli import logs, writing
+from warmer.cli import leave_at_signals, logs, writing
 from warmer.cli.options import option
 from warmer.errors import BusyError, TerminatedError, UsageError
 from warmer.layout import WarmDir
@@ -207,6 +207,7 @@ def _wait(listener: Listener, seconds: float) -> TerminatedError | None:
     try:
         listener.wait(seconds)
     except TerminatedError as exc:
+        leave_at_signals()  # a second one ends it, whoever does not read what is printed
         return exc
     return None
 
