@@ -9,7 +9,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent.parent
 HEAVY = {"structlog", "huggingface_hub", "zstandard", "tenacity", "yaml", "pynvml", "httpx", "vllm"}
-HEAVY |= {"torch", "numpy", "cryptography"}
+HEAVY |= {"torch", "numpy", "cryptography", "opentelemetry", "google.protobuf"}
 
 
 def run(*argv):

@@ -55,6 +55,9 @@ def test_a_start_that_failed_was_never_ready():
     start = spans.read(came)
     assert start.total_s is None
     assert start.phases == {"config": 6.3}
+    assert start.failed == "Worker init"
+    printed = invoke(LOGS / "spans-failed-0.25.jsonl").output
+    assert "the start failed, in the span 'Worker init'" in printed
     assert start.recognised
 
 

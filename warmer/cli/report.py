@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from warmer.report.spans import Span
 
 _WAIT = 3600.0
+_RECORDED = '{"resourceSpans"'
+"""Begins a file of spans, and no log."""
 _HINT = (
     "give the file that holds the output of `vllm serve`, from process start to ready, or spans "
     "that --record wrote"
@@ -146,13 +148,11 @@ def _read(path: str) -> StartLog:
     Raises:
         UsageError: it cannot be read, or says nothing of a vLLM start.
     """
-    from warmer.report import otlp as wire  # noqa: PLC0415 - 0.1 s of protobuf, not paid by help
-
     try:
         with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
             head = next(file, "")  # it may be a pipe, which cannot be read twice
-            if wire.is_recording(head):
-                start = spans.read(wire.recorded(head + file.read()))
+            if head.lstrip().startswith(_RECORDED):
+                start = _recorded(path, head + file.read())
             else:
                 start = log.parse(itertools.chain([head], file))
     except OSError as exc:
@@ -160,10 +160,6 @@ def _read(path: str) -> StartLog:
             f"got {path}: {exc.strerror}, expected the log of a vLLM start",
             reason="log-unreadable",
             hint=_HINT,
-        ) from exc
-    except wire.BodyError as exc:
-        raise UsageError(
-            f"got {path}: {exc}, expected recorded spans", reason="spans-broken", hint=_HINT
         ) from exc
     if not start.recognised:
         raise UsageError(
@@ -173,6 +169,22 @@ def _read(path: str) -> StartLog:
             hint=_HINT,
         )
     return start
+
+
+def _recorded(path: str, text: str) -> StartLog:
+    """Read spans that --record, or a Collector, wrote.
+
+    Raises:
+        UsageError: they are broken.
+    """
+    from warmer.report import otlp as wire  # noqa: PLC0415 - 0.1 s of protobuf, not paid by logs
+
+    try:
+        return spans.read(wire.recorded(text))
+    except wire.BodyError as exc:
+        raise UsageError(
+            f"got {path}: {exc}, expected recorded spans", reason="spans-broken", hint=_HINT
+        ) from exc
 
 
 def _listened(where: str, record: str | None, wait: float) -> StartLog:

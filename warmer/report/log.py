@@ -47,6 +47,7 @@ class StartLog:
             on CPU with AOT off, where the files in the cache have to.
         evidence: the lines that decided `cache`.
         built: what was made, and why where the log says it; a clause each.
+        failed: the span in which the start failed, where spans say so; else empty.
     """
 
     vllm_version: str | None
@@ -57,6 +58,7 @@ class StartLog:
     cache: Cache
     evidence: tuple[str, ...]
     built: tuple[str, ...] = ()
+    failed: str = ""
 
     @property
     def recognised(self) -> bool:

@@ -101,11 +101,6 @@ def recorded(text: str) -> list[Span]:
     return [span for line in lines for span in decode(line.encode(), kind=JSON, encoding="")]
 
 
-def is_recording(head: str) -> bool:
-    """Whether a file that begins so is one of spans, and not a log."""
-    return head.lstrip().startswith('{"resourceSpans"')
-
-
 def _unpacked(body: bytes, encoding: str) -> bytes:
     if encoding in ("", "identity"):
         raw, rest = body[:MOST], body[MOST:]

@@ -86,7 +86,16 @@ def read(spans: Iterable[Span]) -> StartLog:
     zero = min(span.begin for span in own)
     found = _phases([s._replace(begin=s.begin - zero, end=s.end - zero) for s in own])
     phases = {p.name: round(found[p.name], 3) for p in PHASES if p.name in found}
-    return StartLog(None, phases, phases.get("ready"), "spans", frozenset(), "unknown", ())
+    return StartLog(
+        vllm_version=None,
+        phases=phases,
+        total_s=phases.get("ready"),
+        clock="spans",
+        rough=frozenset(),
+        cache="unknown",
+        evidence=(),
+        failed=_failed(own),
+    )
 
 
 def _one(spans: Iterable[Span]) -> list[Span]:
@@ -96,6 +105,13 @@ def _one(spans: Iterable[Span]) -> list[Span]:
     sizes = Counter(span.trace for span in distinct)
     trace = whole[0][1] if whole else max(sizes, key=lambda t: sizes[t], default=None)
     return [span for span in distinct if span.trace == trace]
+
+
+def _failed(spans: list[Span]) -> str:
+    """The innermost span that ended with an error, if the whole did; some errors are survived."""
+    if not any(span.failed for span in spans if span.name == WHOLE):
+        return ""
+    return max((span for span in spans if span.failed), key=lambda s: (s.begin, -s.end)).name
 
 
 def _phases(spans: list[Span]) -> dict[str, float]:
@@ -161,8 +177,3 @@ def _where(spans: Iterable[Span], names: tuple[str, ...]) -> list[Interval]:
 def finished(spans: Iterable[Span]) -> bool:
     """Whether a start is over, well or badly."""
     return any(span.name == WHOLE for span in spans)
-
-
-def failed(spans: Iterable[Span]) -> bool:
-    """Whether the start that `read` tells of ended with an error."""
-    return any(span.failed for span in _one(spans))

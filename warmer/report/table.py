@@ -135,7 +135,7 @@ def remarks(comparison: Comparison) -> list[str]:
     for name, start in (("cold", cold), ("warm", warm)):
         notes += [f"{name}: {clause}" for clause in start.built]
         if start.total_s is None:
-            notes.append(f"the {name} {_medium(start)} before ready")
+            notes.append(f"the {name} {_end(start)}")
     return notes + list(_roughness(comparison.rows, (cold, warm)))
 
 
@@ -143,7 +143,7 @@ def remarks_one(start: StartLog) -> list[str]:
     """Say of a single start what `remarks` says of two."""
     notes = [f"vLLM {version(start)}; compile cache: {start.cache}", *start.built]
     if start.total_s is None:
-        notes.append(f"the {_medium(start)} before ready")
+        notes.append(f"the {_end(start)}")
     return notes + list(_roughness(compare(start, start).rows, (start,)))
 
 
@@ -152,8 +152,10 @@ def version(start: StartLog) -> str:
     return printable(start.vllm_version or "?", 40)
 
 
-def _medium(start: StartLog) -> str:
-    return "spans end" if start.clock == "spans" else "log ends"
+def _end(start: StartLog) -> str:
+    if start.failed:
+        return f"start failed, in the span {start.failed!r}"
+    return "spans end before ready" if start.clock == "spans" else "log ends before ready"
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -196,6 +198,7 @@ def _start(start: StartLog) -> dict[str, Any]:
         "cache": start.cache,
         "evidence": list(start.evidence),
         "built": list(start.built),
+        "failed": start.failed or None,
     }
 
 
