@@ -43,6 +43,8 @@ def test_recorded_starts_say_what_they_rebuilt_and_why():
     assert "'function' object has no attribute 'finalize_loading'" in again
     assert read("h200-cold-0.26.log").built == (f"1 graph compiled in 9.81 s: {NEVER_HELD}",)
     assert read("h200-warm-0.26.log").built == ()
+    # Two ranks: 14.80 s, and
+    assert read("lines-0.20.log").built == (f"1 graph compiled in 15.10 s: {NEVER_HELD}",)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def remarks(comparison: Comparison) -> list[str]:
     cold, warm = comparison.cold, comparison.warm
     versions = {version(start): name for start, name in ((cold, "cold"), (warm, "warm"))}
     vllm = ", ".join(f"{name} {v}" if len(versions) > 1 else v for v, name in versions.items())
-    notes = [f"vLLM {vllm}; compile cache: cold {cold.cache}, warm {warm.cache}"]
+    notes = [f"{_named(vllm)}compile cache: cold {cold.cache}, warm {warm.cache}"]
     for name, start in (("cold", cold), ("warm", warm)):
         notes += [f"{name}: {clause}" for clause in start.built]
         if start.total_s is None:
@@ -141,7 +141,7 @@ def remarks(comparison: Comparison) -> list[str]:
 
 def remarks_one(start: StartLog) -> list[str]:
     """Say of a single start what `remarks` says of two."""
-    notes = [f"vLLM {version(start)}; compile cache: {start.cache}", *start.built]
+    notes = [f"{_named(version(start))}compile cache: {start.cache}", *start.built]
     if start.total_s is None:
         notes.append(f"the {_end(start)}")
     return notes + list(_roughness(compare(start, start).rows, (start,)))
@@ -150,6 +150,10 @@ def remarks_one(start: StartLog) -> list[str]:
 def version(start: StartLog) -> str:
     """What vLLM says it is, as it may be shown."""
     return printable(start.vllm_version or "?", 40)
+
+
+def _named(vllm: str) -> str:
+    return "" if vllm == "?" else f"vLLM {vllm}; "
 
 
 def _end(start: StartLog) -> str:
