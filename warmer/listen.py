@@ -95,9 +95,9 @@ class Listener:
         try:
             family = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)[0][0]
             self._server = _Server(where, family, self._keep)
-        except OSError as exc:
+        except (OSError, UnicodeError) as exc:  # the latter for a name that can be none
             raise UsageError(
-                f"got {exc.strerror or exc} for --otlp {where.host}:{where.port}, "
+                f"got {getattr(exc, 'strerror', None) or exc} for --otlp {where.host}:{where.port}, "
                 "expected a port to listen on",
                 reason="otlp-port",
                 hint="choose another port, or 0 for any that is free",

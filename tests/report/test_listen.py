@@ -194,8 +194,9 @@ def test_a_port_in_use_is_a_usage_error(listener):
     with pytest.raises(UsageError) as raised:
         listen.Listener(listen.Address("127.0.0.1", port))
     assert (raised.value.reason, raised.value.exit_code) == ("otlp-port", 2)
-    with pytest.raises(UsageError):
-        listen.Listener(listen.Address("no-such-host.invalid", 0))
+    for host in ("no-such-host.invalid", "a..b", "x" * 99):
+        with pytest.raises(UsageError):
+            listen.Listener(listen.Address(host, 0))
 
 
 @contextlib.contextmanager

@@ -149,8 +149,9 @@ def test_a_handoff_of_another_shape_does_no_harm(tmp_path, content):
     assert built(tmp_path)[0] == f"compiled code made anew: {NEVER_HELD}"
 
 
-def test_what_is_no_handoff_is_a_usage_error(tmp_path):
-    handoff(tmp_path, "{")
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, " " * (2 << 20)])
+def test_what_is_no_handoff_is_a_usage_error(tmp_path, content):
+    handoff(tmp_path, content)
     with pytest.raises(UsageError) as raised:
         built(tmp_path)
     assert raised.value.reason == "handoff-unreadable"

@@ -243,7 +243,7 @@ def _explained(start: StartLog, warm_dir: str) -> StartLog:
         handoff: Any = jsonlib.loads(regular.read(path))
     except FileNotFoundError:
         return start
-    except (OSError, ValueError) as exc:  # an odd file and broken JSON are ValueErrors
+    except (OSError, ValueError, RecursionError) as exc:  # broken JSON, an odd file: ValueErrors
         raise UsageError(
             f"got {path}: {exc}, expected what warmer prefill wrote",
             reason="handoff-unreadable",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import stat
 
 from warmer.errors import UsageError, using
@@ -35,7 +36,8 @@ def write(path: str, text: str) -> None:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(text)
             return
-        fresh = f"{os.path.realpath(path)}.{os.getpid()}.new"  # a link stays one
+        # A link stays one; and a pod's processes have the same few pids, so that those name no file.
+        fresh = f"{os.path.realpath(path)}.{secrets.token_hex(4)}.new"
         try:
             with open(fresh, "x", encoding="utf-8") as file:
                 file.write(text)
