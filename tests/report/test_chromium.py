@@ -80,8 +80,9 @@ def measured(tmp_path, *flags):
         frames += f'<iframe width="{width}" height="1400" frameborder="0" srcdoc="{copy}"></iframe>'
     harness = tmp_path / "harness.html"
     harness.write_text(frames, encoding="utf-8")
-    size = "--window-size=1300,2900"
-    dom = browse(harness.as_uri(), "--dump-dom", size, *flags, profile=tmp_path / "profile")
+    # The frames' messages come after the page has loaded: time enough for them, of the browser's own.
+    more = ("--dump-dom", "--window-size=1300,2900", "--virtual-time-budget=10000", *flags)
+    dom = browse(harness.as_uri(), *more, profile=tmp_path / "profile")
     found = re.search(r'<pre id="found">(.+?)</pre>', dom)
     assert found, dom[-2000:]
     by_width = {one["width"]: one for one in json.loads(html.unescape(found[1]))}
