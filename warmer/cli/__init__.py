@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Verb → module and summary, as strings: help imports no verb, and a verb imports only itself.
 VERBS: Final = {
+    "advise": ("warmer.cli.advise", "Volume or download at start? Cost and seconds of each."),
     "check": ("warmer.cli.check", "Readiness: is everything this pod needs sealed and restored?"),
     "doctor": ("warmer.cli.doctor", "Try what this mount and this lock can do."),
     "gc": ("warmer.cli.gc", "Remove what nothing needs: hide it first, remove it later."),
@@ -32,6 +33,7 @@ VERBS: Final = {
         "Phase table of a start, alone or beside a cold one; timeline.",
     ),
     "serve": ("warmer.cli.serve", "Start vLLM as its kernels were built."),
+    "tune": ("warmer.cli.tune", "Propose CUDA-graph capture sizes from observed batches."),
 }
 
 
