@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them: ``14d``, ``90m``, ``100G``, ``1.5TiB``. Pure."""
+"""Durations, sizes and rates as people write them: ``14d``, ``100G``, ``1.5TiB``, ``1GB/s``. Pure."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from warmer.errors import UsageError
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,6})?) ?([a-z]*)", re.ASCII)
+_BITS: Final = re.compile(
+    r"(\d{1,9}(?:\.\d{1,6})?) ?([kmgt]?)(?:bit/s|bps|b/s)", re.ASCII | re.IGNORECASE
+)
 _SIZE: Final = re.compile(r"(\d{1,18}(?:\.\d{1,6})?) ?([kmgtp]?)(i?)b?", re.ASCII)
 
 
@@ -44,6 +47,32 @@ def parse_size(text: str, flag: str) -> int:
         raise _bad(text, flag, "a size", "as 500M, 100G or 1.5Ti")
     unit: int = (1024 if found[3] else 1000) ** _POWERS[found[2]]
     return round(float(found[1]) * unit)
+
+
+def parse_rate(text: str, flag: str) -> float:
+    """Read a rate; return bytes per second.
+
+    Args:
+        text: a size, which ``/s`` may follow, or bits, as networks are sold: ``10Gbit/s``, ``10Gbps``.
+        flag: the option, for the error.
+
+    Raises:
+        UsageError: anything else, and nothing at all: no time would be enough.
+    """
+    words = text.strip()
+    rate = 0.0
+    bits = None if words.endswith("B/s") else _BITS.fullmatch(words)
+    try:
+        if bits is not None:
+            thousands: int = 1000 ** _POWERS[bits[2].lower()]
+            rate = float(bits[1]) * thousands / 8
+        else:
+            rate = float(parse_size(words.removesuffix("/s"), flag))
+    except UsageError:
+        rate = 0.0
+    if rate <= 0:
+        raise _bad(text, flag, "a rate", "as 500MB/s, 1.2GB/s or 10Gbit/s")
+    return rate
 
 
 def show_bytes(count: float) -> str:

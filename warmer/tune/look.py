@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _SECRET: Final = 1 << 16
+_SCRAPE_HINT: Final = "scrape under load, the earlier scrape first, both of one run of the server"
+_QUERY_HINT: Final = (
+    "try the query on Prometheus' own page; --metric, --since and --query change it"
+)
 
 
 def scrapes(places: Sequence[str], *, model: str | None) -> Seen:
@@ -34,7 +38,7 @@ def scrapes(places: Sequence[str], *, model: str | None) -> Seen:
             hint="for many, ask a Prometheus: --prometheus",
         )
     read = [_scrape(place) for place in places]
-    with _blaming(places[-1]):
+    with _blaming(places[-1], _SCRAPE_HINT):
         name = _one(exposition.models(read[-1]), model)
         since = read[0] if len(read) == 2 else None
         counted = exposition.counted(read[-1], name, since=since)
@@ -68,6 +72,12 @@ def history(
         UsageError: the token cannot be read, several models.
         SourceError: Prometheus does not answer, or with something else.
     """
+    if question is not None and model is not None:
+        raise UsageError(
+            "got --served-name beside --query, expected one of them",
+            reason="usage",
+            hint='put the model into the query, as {model_name="llama"}',
+        )
     token = None if token_file is None else _token(token_file)
     step = prometheus.step(seconds)
     asked = question or prometheus.query(metric, model)
@@ -83,7 +93,7 @@ def history(
         },
         token=token,
     )
-    with _blaming(server):
+    with _blaming(server, _QUERY_HINT):
         steps, buckets, models = prometheus.read(body)
         if model is None and len(models) > 1:
             _one(models, model)
@@ -99,7 +109,7 @@ def _scrape(place: str) -> exposition.Scrape:
         body = fetch.over_http(fetch.parse_url(place, "--metrics"), most=fetch.SCRAPE)
     else:
         body = fetch.local(place)
-    with _blaming(place):
+    with _blaming(place, _SCRAPE_HINT):
         return exposition.read(body.decode(errors="replace"))
 
 
@@ -136,7 +146,7 @@ def _token(path: str) -> str:
 
 
 @contextmanager
-def _blaming(place: str) -> Iterator[None]:
+def _blaming(place: str, hint: str) -> Iterator[None]:
     """Turn what is wrong with numbers into an error: of the user's file, or of the server's."""
     try:
         yield
@@ -146,5 +156,5 @@ def _blaming(place: str) -> Iterator[None]:
         raise kind(
             f"got {exc} from {fetch.shown(place)}, expected metrics of a vLLM that has served",
             reason="bad-metrics",
-            hint="scrape it under load, the earlier scrape first, both of one run of the server",
+            hint=hint,
         ) from exc

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-LARGEST: Final = 1 << 20
+LARGEST: Final = 1 << 17
 """Tokens of a step that is still believed; no engine has more."""
 
 _SLACK: Final = 1e-6

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from warmer import argv
 from warmer.errors import UsageError
 from warmer.tune import rewrite, sizes
+from warmer.tune.observed import LARGEST
 
 if TYPE_CHECKING:
     from warmer.tune.capture import Price
@@ -147,6 +148,12 @@ def _engine(flags: argv.Flags, seen: Seen) -> tuple[sizes.Engine, bool]:
             hint="see vllm serve --help",
         )
     engine = sizes.Engine(seqs or _SEQS[0], 1 + _speculative(flags), _tokens(flags))
+    if engine.widest > LARGEST:
+        raise UsageError(
+            f"got {engine.seqs} requests of {engine.query} tokens, expected at most {LARGEST} tokens",
+            reason="bad-value",
+            hint="check --max-num-seqs and --speculative-config",
+        )
     if not seqs and seen.metric == "running" and seen.steps.bands[-1].high > engine.seqs:
         engine = replace(engine, seqs=max(_SEQS[1], seen.steps.bands[-1].high))
     return engine, not seqs

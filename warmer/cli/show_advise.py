@@ -1,0 +1,166 @@
+"""Advice as a screen of text, or as one JSON object (docs/cli.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from typing import TYPE_CHECKING, Any, Final
+
+from warmer.advise import advice as judging
+from warmer.quantities import show_bytes
+from warmer.secrecy import printable
+
+if TYPE_CHECKING:
+    from warmer.advise.advice import Advice, Comparison
+    from warmer.advise.case import Case
+    from warmer.advise.strategies import Strategy
+
+SCHEMA_VERSION: Final = 1
+_WIDE: Final = 90
+_TITLE: Final = 33
+_WHERE: Final = "pays where an hour of waiting costs"
+
+_NAMES: Final = {
+    "weights": "weights",
+    "starts": "starts a month",
+    "kernels": "kernels",
+    "build": "building kernels",
+    "price_storage": "volume, a GB-month",
+    "price_transfer": "volume, a GB read",
+    "price_download": "download, a GB",
+    "price_bucket": "bucket, a GB-month",
+    "price_registry": "registry, a GB-month",
+    "price_gpu": "GPUs, an hour",
+    "network": "network",
+    "volume_bandwidth": "volume",
+    "disk_bandwidth": "node disk",
+    "image_bandwidth": "image",
+    "node_hits": "starts on a used node",
+}
+
+
+def screen(case: Case, advice: Advice, *, explain: bool) -> str:
+    """Write advice for people."""
+    lines = _rests_on(case)
+    lines += ["", f"{'':<{_TITLE}}    seconds a start      dollars a month"]
+    heads = ("weights", "kernels", "stored", "moved", "bill", "waiting", "all")
+    lines.append(f"{'':<{_TITLE}}" + "".join(f"{head:>8}" for head in heads))
+    for way in advice.ways:
+        lines.append(_row(way, case, chosen=way is advice.recommended))
+        lines += _formulas(way, case) if explain else []
+    lines += ["", f"{'the shared volume, beside':<{_TITLE}}{'costs less from':>18}{_WHERE:>38}"]
+    lines += [_compared(one) for one in advice.comparisons]
+    title = "none of these" if advice.recommended is None else advice.recommended.title
+    lines += ["", f"recommended: {title}"]
+    for reason in advice.reasons:
+        lines += _said("  - ", reason)
+    for name, (value, instead) in advice.swayed.items():
+        text = f"{_NAMES[name]} is assumed: at {_value(name, value)} it would be {instead}."
+        lines += _said("  ? ", text)
+    lines += _said("  ", "Not counted: writing the volume once per revision, and requests.")
+    return "\n".join(printable(line) for line in lines)
+
+
+def as_json(case: Case, advice: Advice) -> dict[str, Any]:
+    """Render advice for programs."""
+    figures = {field.name: getattr(case, field.name) for field in dataclasses.fields(case)}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "rests_on": {name: {"value": f.value, "origin": f.origin} for name, f in figures.items()},
+        "strategies": [_strategy(way, case) for way in advice.ways],
+        "volume_beside": [
+            {
+                "other": one.other.name,
+                "break_even_starts": one.starts,
+                "worth_dollars_per_hour_above": one.gpu_hour,
+            }
+            for one in advice.comparisons
+        ],
+        "recommended": None if advice.recommended is None else advice.recommended.name,
+        "reasons": list(advice.reasons),
+        "swayed_by": {
+            name: {"value": value, "recommended": title}
+            for name, (value, title) in advice.swayed.items()
+        },
+    }
+
+
+def _strategy(way: Strategy, case: Case) -> dict[str, Any]:
+    starts = case.starts.value
+    sums = {
+        "weights_seconds": way.weights,
+        "kernels_seconds": way.kernels,
+        "storage_dollars": way.storage,
+        "transfer_dollars_per_start": way.transfer,
+    }
+    return {
+        "name": way.name,
+        "title": way.title,
+        **{name: one.value for name, one in sums.items()},
+        "seconds": way.seconds,
+        "bill_dollars": way.bill(starts),
+        "waiting_dollars": way.waiting(starts, case.price_gpu.value),
+        "month_dollars": judging.cost(way, case),
+        "formulas": {name: one.formula for name, one in sums.items()},
+        "against": way.against or None,
+    }
+
+
+def _rests_on(case: Case) -> list[str]:
+    lines = []
+    for name, title in _NAMES.items():
+        figure = getattr(case, name)
+        first = f"{title:<22}{_value(name, figure.value):>12}  "
+        lines += _said(first, figure.origin)
+    return lines
+
+
+def _value(name: str, value: float) -> str:
+    if name in ("weights", "kernels"):
+        return show_bytes(value)
+    if name.startswith("price"):
+        return f"${value:.3f}"
+    if name == "starts":
+        return f"{value:g}"
+    if name == "build":
+        return f"{value:.1f} s"
+    if name == "node_hits":
+        return f"{value:.0%}"
+    return f"{value / 1e6:,.0f} MB/s"
+
+
+def _row(way: Strategy, case: Case, *, chosen: bool) -> str:
+    starts = case.starts.value
+    mark = ">" if chosen else "x" if way.against else " "
+    numbers = (
+        f"{way.weights.value:8.1f}{way.kernels.value:8.1f}",
+        f"{way.storage.value:8.2f}{starts * way.transfer.value:8.2f}{way.bill(starts):8.2f}",
+        f"{way.waiting(starts, case.price_gpu.value):8.2f}{judging.cost(way, case):8.2f}",
+    )
+    return f"{mark} {way.title:<{_TITLE - 2}}" + "".join(numbers)
+
+
+def _formulas(way: Strategy, case: Case) -> list[str]:
+    starts, hour = case.starts.value, case.price_gpu.value
+    told = {
+        "weights": way.weights.formula,
+        "kernels": way.kernels.formula,
+        "stored": way.storage.formula,
+        "moved": f"{starts:g} starts × {way.transfer.formula}",  # noqa: RUF001 - a sign people read
+        "waiting": f"{starts:g} starts × {way.seconds:.1f} s × ${hour:.2f}/hour",  # noqa: RUF001 - as above
+    }
+    return [line for name, text in told.items() for line in _said(f"    {name:<9}", text)]
+
+
+def _compared(one: Comparison) -> str:
+    often = (
+        "never" if one.starts is None else f"{one.starts:,.1f} starts" if one.starts else "always"
+    )
+    hour = "it saves none" if one.gpu_hour is None else f"${one.gpu_hour:,.2f}"
+    return f"  {one.other.title:<{_TITLE - 2}}{often:>18}{hour:>38}"
+
+
+def _said(first: str, text: str) -> list[str]:
+    blank = " " * len(first)
+    wrapped = textwrap.wrap(text, _WIDE - len(first), break_on_hyphens=False) or [""]
+    return [(blank if number else first) + line for number, line in enumerate(wrapped)]
