@@ -1,9 +1,9 @@
-"""Durations and sizes as people write them."""
+"""Durations, sizes and rates as people write them."""
 
 import pytest
 
 from warmer.errors import UsageError
-from warmer.quantities import parse_duration, parse_size, show_bytes
+from warmer.quantities import parse_duration, parse_rate, parse_size, show_bytes
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,29 @@ def test_anything_else_is_refused_by_the_options_name(parse, text):
 @pytest.mark.parametrize("size", [0, 999, 1000, 12_345_678, 10**12, 10**16])
 def test_what_is_shown_is_read_as_about_the_same(size):
     assert parse_size(show_bytes(size), "--x") == pytest.approx(size, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("1GB/s", 1e9),
+        ("500 MB/s", 5e8),
+        ("1.5Gi/s", 1.5 * 2**30),
+        ("100MiB/s", 100 * 2**20),
+        ("200M", 2e8),
+        ("10Gbit/s", 1.25e9),
+        ("10Gbps", 1.25e9),
+        ("100mbps", 1.25e7),
+        ("8b/s", 1),
+        ("8B/s", 8),
+    ],
+)
+def test_a_rate_is_read_in_bytes_or_in_bits(text, rate):
+    assert parse_rate(text, "--network") == rate
+
+
+@pytest.mark.parametrize("text", ["", "fast", "0", "0Gbps", "-1MB/s", "1GB/h", "1GiBit/s", "nan"])
+def test_what_is_no_rate_is_refused(text):
+    with pytest.raises(UsageError) as caught:
+        parse_rate(text, "--network")
+    assert caught.value.message.startswith("got --network ")

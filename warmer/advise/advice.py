@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from warmer.advise.case import ASSUMED, Figure
-from warmer.advise.strategies import LARGEST_IMAGE, Strategy, break_even, strategies, worth
+from warmer.advise.strategies import LARGEST_IMAGE, Strategy, cheaper, strategies, worth
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,13 +25,13 @@ class Comparison:
 
     Attributes:
         other: the other way.
-        starts: a month, above which the volume costs less; 0 always, None never.
+        starts: a month, between which the volume costs less; None where it never does.
         gpu_hour: dollars above which an hour of waiting saved pays for the volume; None where it
             saves none.
     """
 
     other: Strategy
-    starts: float | None
+    starts: tuple[float, float] | None
     gpu_hour: float | None
 
 
@@ -62,7 +62,7 @@ def advise(case: Case, needs: Needs) -> Advice:
     volume = next(way for way in ways if way.name == "volume")
     starts, price = case.starts.value, case.price_gpu.value
     comparisons = tuple(
-        Comparison(way, break_even(volume, way, price), worth(volume, way, starts))
+        Comparison(way, cheaper(volume, way, price), worth(volume, way, starts))
         for way in ways
         if way is not volume
     )

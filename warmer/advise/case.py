@@ -29,6 +29,7 @@ DEFAULTS: Final[Mapping[str, Figure]] = {
     "price_download": Figure(0.0, "assumed: traffic from the internet is free; NAT is not"),
     "price_bucket": Figure(0.023, "assumed: S3 Standard"),
     "price_registry": Figure(0.10, "assumed: ECR"),
+    "price_pull": Figure(0.0, "assumed: a registry in the same region charges nothing"),
     "price_gpu": Figure(2.0, "assumed: an L40S or an older data-centre GPU"),
     "network": Figure(262e6, f"{_RECIPE}: 16 GB from the hub in 61 s"),
     "volume_bandwidth": Figure(889e6, f"{_RECIPE}: 16 GB from EFS in 18 s"),
@@ -53,6 +54,7 @@ class Case:
         price_download: dollars per GB that comes from the hub or the bucket.
         price_bucket: dollars per GB-month of the bucket that kernels pass through.
         price_registry: dollars per GB-month of images.
+        price_pull: dollars per GB pulled from the registry.
         price_gpu: dollars per hour of what waits while a pod starts.
         network: bytes per second from the hub or the bucket.
         volume_bandwidth: bytes per second that one start reads from the volume.
@@ -70,6 +72,7 @@ class Case:
     price_download: Figure
     price_bucket: Figure
     price_registry: Figure
+    price_pull: Figure
     price_gpu: Figure
     network: Figure
     volume_bandwidth: Figure

@@ -71,17 +71,19 @@ def strategies(case: Case, needs: Needs) -> list[Strategy]:
     return [_judged(one, needs) for one in found]
 
 
-def break_even(one: Strategy, other: Strategy, price: float) -> float | None:
-    """Return the starts a month above which `one` costs less, GPUs that wait included.
+def cheaper(one: Strategy, other: Strategy, price: float) -> tuple[float, float] | None:
+    """Return between which numbers of starts a month `one` costs less, GPUs that wait included.
 
     Returns:
-        0 where it always does, None where it never does.
+        From, and up to, which may be infinite; None where it never does.
     """
     fixed = one.storage.value - other.storage.value
     saved = _each(other, price) - _each(one, price)
-    if saved <= 0:
-        return None if fixed >= 0 else 0.0
-    return max(0.0, fixed / saved)
+    if saved > 0:
+        return max(0.0, fixed / saved), math.inf
+    if fixed >= 0:
+        return None
+    return 0.0, fixed / saved if saved else math.inf
 
 
 def worth(one: Strategy, other: Strategy, starts: float) -> float | None:
@@ -162,7 +164,7 @@ def _image(case: Case) -> Strategy:
         _mixed(case.weights.value, case.node_hits.value, rates, "image"),
         _over(case.kernels.value, case.network.value, "network"),
         Sum(kept, f"{_gb(case.weights.value)} × {_money(price)}/GB-month, and the kernels' bucket"),  # noqa: RUF001 - as above
-        _moved(case.kernels.value, case.price_download.value),
+        _pulled(case),
     )
 
 
@@ -184,6 +186,13 @@ def _bucket(case: Case) -> Sum:
     price = case.price_bucket.value
     kept = case.kernels.value / GB * price
     return Sum(kept, f"{_gb(case.kernels.value)} of kernels × {_money(price)}/GB-month")  # noqa: RUF001 - as above
+
+
+def _pulled(case: Case) -> Sum:
+    """Price the layers of a start whose node has none, and the kernels of every start."""
+    layers = _moved(case.weights.value * (1 - case.node_hits.value), case.price_pull.value)
+    kernels = _moved(case.kernels.value, case.price_download.value)
+    return Sum(layers.value + kernels.value, f"({layers.formula} + {kernels.formula})")
 
 
 def _over(size: float, rate: float, what: str) -> Sum:

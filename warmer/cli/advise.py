@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SAMPLE: Final = "256M"
 _ZONES: Final = 3
 _RATES: Final = ("network", "volume_bandwidth", "disk_bandwidth", "image_bandwidth")
-_PRICES: Final = ("storage", "transfer", "download", "bucket", "registry", "gpu")
+_PRICES: Final = ("storage", "transfer", "download", "bucket", "registry", "pull", "gpu")
 
 
 def _price(name: str, per: str) -> Callable[[Any], Any]:
@@ -84,6 +84,7 @@ Exit status:
 @_price("download", "For a GB that comes from the hub or the bucket.")
 @_price("bucket", "For a GB-month in the bucket that --remote names.")
 @_price("registry", "For a GB-month in the image registry.")
+@_price("pull", "For a GB of an image that is pulled.")
 @_price("gpu", "For an hour of a pod's GPUs, or what an hour of waiting for a pod is worth.")
 @_rate("network", "from the hub or the bucket")
 @_rate("volume-bandwidth", "from the volume")

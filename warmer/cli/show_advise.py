@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +31,7 @@ _NAMES: Final = {
     "price_download": "download, a GB",
     "price_bucket": "bucket, a GB-month",
     "price_registry": "registry, a GB-month",
+    "price_pull": "image, a GB pulled",
     "price_gpu": "GPUs, an hour",
     "network": "network",
     "volume_bandwidth": "volume",
@@ -48,7 +50,7 @@ def screen(case: Case, advice: Advice, *, explain: bool) -> str:
     for way in advice.ways:
         lines.append(_row(way, case, chosen=way is advice.recommended))
         lines += _formulas(way, case) if explain else []
-    lines += ["", f"{'the shared volume, beside':<{_TITLE}}{'costs less from':>18}{_WHERE:>38}"]
+    lines += ["", f"{'the shared volume, beside':<{_TITLE}}{'costs less':>20}{_WHERE:>37}"]
     lines += [_compared(one) for one in advice.comparisons]
     title = "none of these" if advice.recommended is None else advice.recommended.title
     lines += ["", f"recommended: {title}"]
@@ -71,7 +73,7 @@ def as_json(case: Case, advice: Advice) -> dict[str, Any]:
         "volume_beside": [
             {
                 "other": one.other.name,
-                "break_even_starts": one.starts,
+                "costs_less_between_starts": _between(one),
                 "worth_dollars_per_hour_above": one.gpu_hour,
             }
             for one in advice.comparisons
@@ -83,6 +85,13 @@ def as_json(case: Case, advice: Advice) -> dict[str, Any]:
             for name, (value, title) in advice.swayed.items()
         },
     }
+
+
+def _between(one: Comparison) -> list[float | None] | None:
+    """Write the range for JSON, which has no infinity: no end is null."""
+    if one.starts is None:
+        return None
+    return [None if math.isinf(count) else count for count in one.starts]
 
 
 def _strategy(way: Strategy, case: Case) -> dict[str, Any]:
@@ -153,11 +162,15 @@ def _formulas(way: Strategy, case: Case) -> list[str]:
 
 
 def _compared(one: Comparison) -> str:
-    often = (
-        "never" if one.starts is None else f"{one.starts:,.1f} starts" if one.starts else "always"
-    )
-    hour = "it saves none" if one.gpu_hour is None else f"${one.gpu_hour:,.2f}"
-    return f"  {one.other.title:<{_TITLE - 2}}{often:>18}{hour:>38}"
+    often = "never"
+    if one.starts is not None:
+        low, high = one.starts
+        often = f"from {low:,.1f} starts" if low else "always"
+        often = often if math.isinf(high) else f"up to {high:,.1f} starts"
+    hour = "it saves none" if one.gpu_hour is None else "anything"
+    if one.gpu_hour:
+        hour = f"more than ${one.gpu_hour:,.2f}"
+    return f"  {one.other.title:<{_TITLE - 2}}{often:>20}{hour:>37}"
 
 
 def _said(first: str, text: str) -> list[str]:

@@ -157,5 +157,6 @@ def shown(url: str) -> str:
     """Write an address without what may be a password in it."""
     if not is_url(url):
         return url if "://" not in url else url.rpartition("@")[2].partition("?")[0]
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, _, rest = url.partition("?")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

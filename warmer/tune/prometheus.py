@@ -83,12 +83,17 @@ def _series(body: bytes) -> list[tuple[Mapping[str, Any], list[float]]]:
             (dict(one["metric"]), [_number(value) for _, value in one["values"]])
             for one in data["result"]
         ]
+    except BadMetricsError:
+        raise
     except (KeyError, TypeError, ValueError) as exc:
         raise BadMetricsError("a series without labels and points") from exc
 
 
 def _number(text: Any) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        value = math.nan
     if math.isnan(value):
-        raise BadMetricsError("a value of NaN")
+        raise BadMetricsError(f"a value of {str(text)[:40]!r}")
     return value
