@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import click
 import pytest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -171,7 +172,7 @@ def test_a_source_that_fails_is_said_so(model, hub):
     fails(SourceError, "unavailable", "--model", model, *SMALL, "--retry", "0")
     hub.faults.clear()
     hub.fault("/resolve/", truncate=10)
-    fails(SourceError, "truncated", "--model", model, *SMALL, "--retry", "0")
+    fails(SourceError, "unreachable", "--model", model, *SMALL, "--retry", "0")
 
 
 def test_wrong_words_are_refused():
@@ -182,6 +183,10 @@ def test_wrong_words_are_refused():
     fails(UsageError, "bad-value", "--starts", "4", "--size", "1G", "--network", "0")
     fails(UsageError, "bad-value", "--starts", "4", "--size", "1G", "--network", "fast")
     fails(UsageError, "bad-model", "--starts", "4", "--model", "gs://x/y")
+    for number in ("nan", "inf", "-1"):
+        for option in ("--price-gpu", "--node-hits", "--starts"):
+            with pytest.raises(click.BadParameter):
+                command.main([*ARTICLE, option, number], standalone_mode=False)
     measured = ("--starts", "4", "--size", "1G", "--measure", "--volume")
     fails(UsageError, "relative-path", *measured, "here")
     fails(UsageError, "bad-value", *measured, "/tmp", "--sample", "1")

@@ -206,6 +206,13 @@ def test_write_puts_the_sizes_in_keeps_mode_and_comments_and_leaves_nothing_besi
     assert path.stat().st_ino == inode, "nothing to change, nothing is replaced"
 
 
+def test_the_shown_change_holds_nothing_of_the_file_but_sizes(tune, tmp_path):
+    path = config(tmp_path, "signing-key: planted\nserve-args:\n- --seed\n- 0\nimage: planted\n")
+    screen = tune(*BOTH, "--config", path)
+    assert "+- --cudagraph-capture-sizes" in screen
+    assert "planted" not in screen
+
+
 def test_prefill_reads_what_write_wrote(tune, tmp_path):
     path = config(tmp_path)
     tune(*BOTH, "--config", path, "--write")

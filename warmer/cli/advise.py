@@ -10,7 +10,7 @@ import click
 
 from warmer import settings, urls
 from warmer.cli import config_file, logs
-from warmer.cli.options import option
+from warmer.cli.options import Finite, option
 from warmer.errors import EXIT_OK, UsageError
 from warmer.quantities import parse_rate, parse_size
 
@@ -27,9 +27,7 @@ _PRICES: Final = ("storage", "transfer", "download", "bucket", "registry", "pull
 
 
 def _price(name: str, per: str) -> Callable[[Any], Any]:
-    return option(
-        f"--price-{name}", type=click.FloatRange(min=0, max=1e6), metavar="DOLLARS", help=per
-    )
+    return option(f"--price-{name}", type=Finite(min=0), metavar="DOLLARS", help=per)
 
 
 def _rate(name: str, what: str) -> Callable[[Any], Any]:
@@ -63,18 +61,18 @@ Exit status:
     callback=config_file.load,
     help="YAML file with these options as keys.",
 )
-@option("--model", metavar="URI", help="The model: its size is asked for, and it is measured.")
+@option("--model", metavar="URI", help="The model: its size is asked of its source.")
 @option("--size", metavar="SIZE", help="Bytes of its weights, instead of asking.")
 @option("--kernels", metavar="SIZE", help="Bytes of its kernel caches.")
 @option(
     "--build",
-    type=click.FloatRange(min=0, max=1e5),
+    type=Finite(min=0),
     metavar="SECONDS",
     help="How much longer a start takes that builds its kernels.",
 )
 @option(
     "--starts",
-    type=click.FloatRange(min=0, max=1e9),
+    type=Finite(min=0),
     required=True,
     metavar="NUMBER",
     help="Starts of pods in a month.",
@@ -92,7 +90,7 @@ Exit status:
 @_rate("image-bandwidth", "of an image that is pulled and unpacked")
 @option(
     "--node-hits",
-    type=click.FloatRange(min=0, max=100),
+    type=Finite(min=0, max=100),
     metavar="PERCENT",
     help="Share of the starts that come to a node which had the model before.",
 )
@@ -119,7 +117,7 @@ Exit status:
 )
 @option(
     "--max-seconds",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     metavar="SECONDS",
     help="How long a start may take to get weights and kernels.",
 )
@@ -138,7 +136,7 @@ Exit status:
 )
 @option(
     "--retry",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=settings.DEFAULT_RETRY,
     show_default=True,
     metavar="SECONDS",

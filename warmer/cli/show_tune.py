@@ -30,9 +30,9 @@ _MEANING: Final = {
 
 
 def change(path: str, before: bytes, after: bytes) -> list[str]:
-    """Say what is different in the configuration file, as lines of a diff."""
+    """Say what is different in the configuration file, as lines of a diff; others may be secret."""
     old, new = (body.decode().splitlines() for body in (before, after))
-    return list(difflib.unified_diff(old, new, path, path, lineterm="", n=2))
+    return list(difflib.unified_diff(old, new, path, path, lineterm="", n=0))
 
 
 def screen(found: Proposal, *, change: Sequence[str], written: bool) -> str:

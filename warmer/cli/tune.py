@@ -9,7 +9,7 @@ import click
 
 from warmer import argv
 from warmer.cli import logs
-from warmer.cli.options import option
+from warmer.cli.options import Finite, option
 from warmer.errors import EXIT_OK, UsageError
 from warmer.quantities import parse_duration
 
@@ -73,7 +73,7 @@ Exit status:
 @option("--served-name", metavar="NAME", help="The model, where metrics tell of several.")
 @option(
     "--cover",
-    type=click.FloatRange(min=50, max=100),
+    type=Finite(min=50, max=100),
     default=99,
     show_default=True,
     metavar="PERCENT",
@@ -81,7 +81,7 @@ Exit status:
 )
 @option(
     "--max-padding",
-    type=click.FloatRange(min=0, max=90),
+    type=Finite(min=0, max=90),
     default=10,
     show_default=True,
     metavar="PERCENT",

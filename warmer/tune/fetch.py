@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SCRAPE: Final = 16 << 20
 """Bytes of one ``/metrics`` at most; a vLLM has fifty thousand."""
-ANSWER: Final = 64 << 20
+ANSWER: Final = 32 << 20
 """Bytes of one answer of Prometheus at most."""
 
 _TIMEOUT: Final = (10.0, 60.0)
