@@ -177,6 +177,21 @@ def test_speculative_tokens_widen_every_request(tune, web):
     ).replace("\n          ", " ")
 
 
+def test_sizes_that_the_server_has_now_are_shown_beside_the_proposal(tune):
+    words = (*BOTH, "--", "--cudagraph-capture-sizes", "8", "32", "1", "--max-num-seqs", "64")
+    present = json.loads(tune(*words[:4], "--json", *words[4:]))["present"]
+    assert present["sizes"] == [1, 8, 32]
+    assert 0 < present["covered"] < 0.9
+    assert re.search(r"^present +3 +32 ", tune(*words), re.MULTILINE)
+    assert json.loads(tune(*BOTH, "--json"))["present"] is None
+
+
+@pytest.mark.parametrize("flag", [("--enforce-eager",), ("--config", "vllm.yaml")])
+def test_arguments_that_make_the_answer_worth_less_are_named(tune, flag):
+    found = json.loads(tune(*BOTH, "--json", "--", *flag))
+    assert any(text.startswith(f"{flag[0]} is given") for text in found["warnings"])
+
+
 def test_without_write_the_change_is_shown_and_the_file_stays(tune, tmp_path):
     path = config(tmp_path)
     before = path.read_bytes()

@@ -47,7 +47,9 @@ def screen(found: Proposal, *, change: Sequence[str], written: bool) -> str:
     top = found.proposed.sizes[-1]
     lines += _say(f"p{found.cover * 100:g}", f"at most {top} tokens: the largest size to capture")
     lines += ["", f"{'':<12} sizes  largest  covered  padding  capture     memory"]
-    lines += [_row("proposed", found.proposed, found), _row("vLLM's own", found.default, found)]
+    lines.append(_row("proposed", found.proposed, found))
+    lines += [] if found.present is None else [_row("present", found.present, found)]
+    lines.append(_row("vLLM's own", found.default, found))
     lines += _say("", f"capture and memory {found.price.origin}")
     lines += ["", *_wrapped(f"{FLAG} {_words(found)}"), ""]
     for name, text in _warnings(found):
@@ -75,6 +77,7 @@ def as_json(found: Proposal, *, change: Sequence[str], written: bool) -> dict[st
         "max_padding": found.padding,
         "proposed": _fit(found.proposed, found),
         "default": _fit(found.default, found),
+        "present": None if found.present is None else _fit(found.present, found),
         "losing_their_graph": found.losing,
         "per_size": {
             "seconds": found.price.seconds,
@@ -118,6 +121,9 @@ def _warnings(found: Proposal) -> list[tuple[str, str]]:
             f"{found.engine.query} times as wide. Running requests say it better."
         )
         told.append(("draft", text))
+    if found.unread:
+        text = "--config is given: what that file of vLLM's says is not read here, widths included."
+        told.append(("unread", text))
     if found.eager:
         told.append(("eager", "--enforce-eager is given: nothing is captured, whatever the sizes."))
     return told

@@ -59,8 +59,11 @@ class Proposal:
         aside: share of the steps that are too wide to be decoding alone.
         proposed: the proposal.
         default: what vLLM captures by itself.
+        present: the sizes among the server's arguments now; None where there are none.
         losing: share of all steps that have a graph by default and have none with the proposal.
         price: of one size.
+        eager: whether the server is told to capture nothing.
+        unread: whether the server has flags in a YAML file of vLLM's, which is not read.
     """
 
     seen: Seen
@@ -71,9 +74,11 @@ class Proposal:
     aside: float
     proposed: sizes.Fit
     default: sizes.Fit
+    present: sizes.Fit | None
     losing: float
     price: Price
     eager: bool
+    unread: bool
 
 
 def make(seen: Seen, flags: argv.Flags, *, price: Price, cover: float, padding: float) -> Proposal:
@@ -115,9 +120,11 @@ def make(seen: Seen, flags: argv.Flags, *, price: Price, cover: float, padding: 
         aside=max(0.0, 1 - narrow.weight / everything.weight),
         proposed=sizes.fit(narrow, chosen),
         default=sizes.fit(narrow, usual),
+        present=sizes.fit(narrow, now) if (now := _present(flags)) else None,
         losing=losing,
         price=price,
         eager=any(flag in flags for flag in _EAGER),
+        unread="--config" in flags,
     )
 
 
@@ -157,6 +164,11 @@ def _engine(flags: argv.Flags, seen: Seen) -> tuple[sizes.Engine, bool]:
     if not seqs and seen.metric == "running" and seen.steps.bands[-1].high > engine.seqs:
         engine = replace(engine, seqs=max(_SEQS[1], seen.steps.bands[-1].high))
     return engine, not seqs
+
+
+def _present(flags: argv.Flags) -> list[int]:
+    words = (flags.get(rewrite.FLAG) or [[]])[-1]
+    return sorted({int(word) for word in words if word.isascii() and word.isdigit() and int(word)})
 
 
 def _tokens(flags: argv.Flags) -> int | None:
