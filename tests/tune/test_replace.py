@@ -1,0 +1,74 @@
+"""The file is the old one or the new one, whatever happens, and never a part of either."""
+
+import os
+import stat
+import sys
+
+import pytest
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
+import volumes
+
+from warmer.errors import UsageError
+from warmer.tune.replace import replace
+
+OLD, NEW = b"serve-args: []\n", b"serve-args: [--cudagraph-capture-sizes, 1, 8]\n"
+
+
+@pytest.mark.parametrize("torn", [False, True], ids=["before", "torn"])
+def test_who_is_killed_anywhere_leaves_a_whole_file(tmp_path, torn):
+    path = tmp_path / "warmer.yaml"
+    seen = set()
+
+    def prepare():
+        path.write_bytes(OLD)
+        return str(path)
+
+    def action(name):
+        replace(name, before=OLD, after=NEW)
+
+    for _, name in volumes.kill_points(action, prepare, torn=torn):
+        found = path.read_bytes()
+        assert found in (OLD, NEW)
+        seen.add(found)
+        assert [left for left in os.listdir(tmp_path) if not left.startswith("warmer.yaml")] == []
+        assert os.path.samefile(name, path)
+    assert path.read_bytes() == NEW
+    assert OLD in seen
+
+
+def test_the_owner_and_the_mode_stay(tmp_path):
+    path = tmp_path / "warmer.yaml"
+    path.write_bytes(OLD)
+    path.chmod(0o604)
+    if os.geteuid() == 0:
+        os.chown(path, 12345, 23456)
+    before = path.stat()
+    replace(str(path), before=OLD, after=NEW)
+    after = path.stat()
+    assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
+    assert stat.S_IMODE(after.st_mode) == 0o604
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+    with volumes.tmpfs(str(tmp_path / "disk"), "size=8k"):
+        path = tmp_path / "disk" / "warmer.yaml"
+        path.write_bytes(OLD)
+        with pytest.raises(UsageError) as caught:
+            replace(str(path), before=OLD, after=NEW + b"#" * 20_000)
+        assert "No space left" in caught.value.message
+        assert path.read_bytes() == OLD
+        assert os.listdir(path.parent) == ["warmer.yaml"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_read_only_disk_is_said_so(tmp_path):
+    with volumes.tmpfs(str(tmp_path / "disk"), "size=64k"):
+        path = tmp_path / "disk" / "warmer.yaml"
+        path.write_bytes(OLD)
+        volumes.make_read_only(str(tmp_path / "disk"))
+        with pytest.raises(UsageError) as caught:
+            replace(str(path), before=OLD, after=NEW)
+        assert caught.value.reason == "bad-config"
+        assert caught.value.hint
