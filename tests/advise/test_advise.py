@@ -209,6 +209,15 @@ def test_a_volume_without_room_for_the_sample_is_not_filled(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_filesystem_without_direct_reads_that_does_not_know_its_size_is_timed(advise, tmp_path):
+    with runs.mounted(str(tmp_path), ["-t", "ramfs", "ramfs"]):
+        found = json.loads(advise("--size", "1GB", "--volume", tmp_path, *SMALL))
+        assert os.listdir(tmp_path) == []
+    origin = found["rests_on"]["volume_bandwidth"]["origin"]
+    assert origin.endswith("after the page cache was asked to forget it")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_read_only_volume_fails(tmp_path):
     with runs.mounted(str(tmp_path), ["-t", "tmpfs", "-o", "ro,size=64m", "tmpfs"]):
         fails(VolumeError, "read-only", "--size", "1GB", *SMALL, "--volume", tmp_path)

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 
+import click
 import pytest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -258,6 +259,7 @@ def test_sizes_said_in_another_way_are_not_contradicted(tmp_path, args):
     path = config(tmp_path, f"serve-args:\n{args}")
     before = path.read_bytes()
     fails(UsageError, "contradiction", *BOTH, "--config", path, "--write")
+    fails(UsageError, "contradiction", *BOTH, "--config", path, "--write", *SEQS)
     assert path.read_bytes() == before
 
 
@@ -301,6 +303,8 @@ def test_wrong_words_are_refused(tmp_path):
     fails(UsageError, "bad-value", "--metrics", LATER, "--", "--max-num-seqs", "many")
     draft = "--speculative-config.num_speculative_tokens"
     fails(UsageError, "bad-value", "--metrics", LATER, "--", draft, "-3")
+    with pytest.raises(click.BadParameter):
+        command.main([*BOTH, "--cover", "nan"], standalone_mode=False)
     fails(UsageError, "log-foreign", "--metrics", LATER, "--log", LATER)
     fails(UsageError, "log-unreadable", "--metrics", LATER, "--log", tmp_path / "none")
 

@@ -35,8 +35,8 @@ def change(path: str, before: bytes, after: bytes) -> list[str]:
     return list(difflib.unified_diff(old, new, path, path, lineterm="", n=0))
 
 
-def screen(found: Proposal, *, change: Sequence[str], written: bool) -> str:
-    """Write a proposal for people."""
+def screen(found: Proposal, *, change: Sequence[str] | None, written: bool) -> str:
+    """Write a proposal for people; `change` is None where there is no file."""
     lines = [
         *_say("metric", f"{found.seen.origin}: {found.seen.steps.weight:.0f} {found.seen.unit}"),
         *_say("", _MEANING[found.seen.metric]),
@@ -57,12 +57,12 @@ def screen(found: Proposal, *, change: Sequence[str], written: bool) -> str:
     if change:
         did = "written" if written else "not written; --write changes the file"
         lines += ["", *change, *_say("config", did)]
-    elif written:
+    elif change is not None:
         lines += _say("config", "has these sizes already")
     return "\n".join(printable(line) for line in lines)
 
 
-def as_json(found: Proposal, *, change: Sequence[str], written: bool) -> dict[str, Any]:
+def as_json(found: Proposal, *, change: Sequence[str] | None, written: bool) -> dict[str, Any]:
     """Render a proposal for programs."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -86,7 +86,7 @@ def as_json(found: Proposal, *, change: Sequence[str], written: bool) -> dict[st
         },
         "serve_args": [FLAG, *map(str, found.proposed.sizes)],
         "warnings": [text for _, text in _warnings(found)],
-        "change": list(change),
+        "change": None if change is None else list(change),
         "written": written and bool(change),
     }
 

@@ -125,14 +125,14 @@ def command(
         cover=values["cover"] / 100,
         padding=values["max_padding"] / 100,
     )
-    after = before
+    change = None
     if config is not None and before is not None:
-        proposal.refuse_rivals(flags, config)
+        proposal.refuse_rivals(argv.parse(_edit(config, rewrite.words, before)), config)
         sizes = found.proposed.sizes
         after = _edit(config, lambda text: rewrite.rewrite(text, sizes), before).encode()
+        change = show_tune.change(config, before, after)
         if write and after != before:
             replace.replace(config, before=before, after=after)
-    change = show_tune.change(config or "", before or b"", after or b"")
     if json:
         click.echo(dumps(show_tune.as_json(found, change=change, written=write), indent=1))
     else:

@@ -1,4 +1,4 @@
-"""Metrics from a file, from stdin or over HTTP; never more than a bound, never for ever."""
+"""Metrics from a file, from stdin or over HTTP, within limits of size and time."""
 
 from __future__ import annotations
 

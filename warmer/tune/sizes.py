@@ -187,7 +187,15 @@ def _improve(
     span: tuple[int, int],
     among: tuple[int, int],
 ) -> None:
-    """Fill in one round, costs and next lower ones, for the candidates of `span`, whose next lower ones lie in `among`."""
+    """Fill in one round, costs and next lower sizes, for the candidates of `span`.
+
+    Args:
+        waste: what each pair of neighbours wastes.
+        best: the costs of the round before.
+        into: where costs and next lower sizes of this one go.
+        span: numbers of candidates, first and last.
+        among: where their next lower sizes lie, first and last.
+    """
     new, below = into
     first, last = span
     if first > last:
