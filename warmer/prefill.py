@@ -44,7 +44,7 @@ class Outcome:
     """What a prefill did.
 
     Attributes:
-        seconds: stage → seconds it took; only stages that ran.
+        seconds: stage → seconds it took, where it ran; ``waiting`` for owners is within others.
         bytes: kind → bytes filled.
         taken_over: bytes of weights that were on the machine already.
         retries: reason → times the source was asked again.
@@ -109,10 +109,10 @@ def prefill(settings: Settings) -> Outcome:
         for kind, reason in situation.plan.without.items():
             _without(situation, outcome, kind, _not_warm(kind, reason))
         if not situation.plan.empty:
-            on_volume = settings.lock.mechanism == "file"
-            write.announce(warm, situation.volume, situation.wanted.keys, on_volume=on_volume)
-            volume = situation.volume
-            claims = Claims(lambda: open_lock(settings.lock, volume=volume, me=settings.me))
+            lock, volume, me = settings.lock, situation.volume, settings.me
+            local = lock.mechanism == "file"
+            write.announce(warm, volume, situation.wanted.keys, on_volume=local)
+            claims = Claims(lambda: open_lock(lock, volume=volume, me=me), outcome.seconds)
             situation = _fill_weights(situation, outcome, claims)
             situation = _fill_kernels(situation, outcome, claims, remote)
         outcome.retries = dict(situation.source.patience.retries)

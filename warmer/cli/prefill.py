@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from warmer.cli import logs, modes, options, show
-from warmer.errors import EXIT_NOT_WARM, EXIT_OK
+from warmer.cli import logs, modes, options, show, termination
 
 
 @click.command(
@@ -22,7 +21,15 @@ Examples:
 )
 @options.common
 @options.filling
-def command(*, json: bool, **values: Any) -> int:
+@options.option(
+    "--termination-log",
+    metavar="FILE",
+    default=termination.DEFAULT,
+    show_default=True,
+    help="Where to leave one line of JSON about what was done, if that file is there: Kubernetes "
+    "shows it as the state of the container that ended.",
+)
+def command(*, json: bool, termination_log: str, **values: Any) -> int:
     """Plan, then fill only what is missing under the lock, verify, restore, write the handoff.
 
     Used as an init container, as a Job before a scale event, and by hand.
@@ -31,7 +38,9 @@ def command(*, json: bool, **values: Any) -> int:
     modes.let_the_group_read()
     from warmer.prefill import prefill  # noqa: PLC0415 - after the options are known to be right
 
-    settings = options.read(values)
-    outcome = prefill(settings)
-    show.outcome(outcome, settings, as_json=json)
-    return EXIT_OK if outcome.left is None or outcome.left.empty else EXIT_NOT_WARM
+    with termination.told(termination_log) as note:
+        settings = options.read(values)
+        outcome = prefill(settings)
+        code = note.done(outcome)
+        show.outcome(outcome, settings, as_json=json)
+    return code

@@ -37,11 +37,15 @@ class Claims:
 
     Args:
         open_lock: opens the lock when something is to be filled, and not before.
+        seconds: where the seconds that other owners were waited for are added, as ``waiting``.
     """
 
-    def __init__(self, open_lock: Callable[[], Lock]) -> None:
+    def __init__(
+        self, open_lock: Callable[[], Lock], seconds: dict[str, float] | None = None
+    ) -> None:
         self._open = open_lock
         self._lock: Lock | None = None
+        self._seconds = {} if seconds is None else seconds
 
     @contextmanager
     def claim(self, key: Key, *, wait: float, filled: Callable[[], bool]) -> Iterator[Grant | None]:
@@ -60,7 +64,12 @@ class Claims:
         """
         grant = None
         try:
-            grant = _Waiting(self._ask, self._leave, key, wait=wait, filled=filled).grant()
+            waiting = _Waiting(self._ask, self._leave, key, wait=wait, filled=filled)
+            try:
+                grant = waiting.grant()
+            finally:
+                if spent := waiting.for_an_owner:
+                    self._seconds["waiting"] = round(self._seconds.get("waiting", 0) + spent, 3)
             yield grant
         finally:
             if grant is not None:
@@ -129,6 +138,11 @@ class _Waiting:
                 raise self._busy(f"{_called(found)} to fill it")
             self._say()
             time.sleep(min(_LOOK * random.uniform(0.5, 1.5), max(0.05, left)))  # noqa: S311 - jitter
+
+    @property
+    def for_an_owner(self) -> float:
+        """Seconds since the start where another owner was met; 0 where none was."""
+        return time.monotonic() - self._started if self._owner is not None else 0.0
 
     def _turn(self) -> Owner | _Settled:
         """Look, and ask where it is time to; on the thread of a `_Turn`."""
