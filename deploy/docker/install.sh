@@ -1,0 +1,35 @@
+#!/bin/sh
+# install.sh SOURCE OUT: warmer in an environment of its own, laid out below OUT as in the image.
+#
+# An environment of its own, because nothing that the engine imports may change: kernels are keyed by
+# the versions of what lies in its site-packages.
+set -eu
+source=${1:?usage: install.sh SOURCE OUT} out=${2:?}
+home=/opt/warmer
+
+python3 -m venv --without-pip "$home"
+python3 -m pip --disable-pip-version-check --python "$home/bin/python3" \
+    install --quiet --no-cache-dir --no-compile "$source"
+cp -R "$source/entrypoints" "$home/entrypoints"
+chmod 0755 "$home"/entrypoints/*
+
+# What is installed and never loaded: AWS's other services, the Hub's own transfers, headers, tests.
+site=$("$home/bin/python3" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+for service in "$site"/botocore/data/*/; do
+    case ${service#"$site"/botocore/data/} in
+        s3/ | sts/ | sso/ | sso-oidc/ | signin/) ;;
+        *) rm -rf "$service" ;;
+    esac
+done
+rm -rf "$site"/hf_xet "$site"/hf_xet-*.dist-info "$site"/botocore/.changes "$home"/include
+find "$home/bin" -type f ! -name warmer -exec rm -f {} +
+find "$site" -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
+
+# By the sources' hashes nobody asks for: times change as layers are copied, and the root may be read-only.
+"$home/bin/python3" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$site"
+
+mkdir -p "$out/opt" "$out/usr/local/bin" "$out/warm"
+chmod 0775 "$out/warm"
+mv "$home" "$out$home"
+ln -s "$home/bin/warmer" "$out/usr/local/bin/warmer"
+chmod -R u=rwX,go=rX "$out$home"

@@ -1,0 +1,206 @@
+{{- define "warmer.fullname" -}}
+{{- if contains "warmer" .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-warmer" .Release.Name | trunc 40 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{- define "warmer.selector" -}}
+app.kubernetes.io/name: warmer
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "warmer.labels" -}}
+{{ include "warmer.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- define "warmer.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}{{ .Values.serviceAccount.name | default (include "warmer.fullname" .) }}{{ else }}{{ .Values.serviceAccount.name | default "default" }}{{ end }}
+{{- end }}
+
+{{- define "warmer.image" -}}
+{{- if .Values.image.digest }}{{ .Values.image.repository }}@{{ .Values.image.digest }}{{ else }}{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{- define "warmer.claim" -}}
+{{- .Values.persistence.existingClaim | default (printf "%s-models" (include "warmer.fullname" .)) }}
+{{- end }}
+
+{{- define "warmer.lock" -}}
+{{- $lease := "" }}
+{{- with .Values.lock.leaseSeconds }}{{ $lease = printf "?lease=%v" . }}{{ end }}
+{{- if eq .Values.lock.mechanism "k8s" }}k8s://{{ .Release.Namespace }}/{{ .Values.lock.prefix }}{{ $lease }}
+{{- else if eq .Values.lock.mechanism "s3" }}s3://{{ required "lock.bucket is needed with lock.mechanism s3" .Values.lock.bucket }}/{{ .Values.lock.prefix }}{{ $lease }}
+{{- else }}file{{ $lease }}{{ end }}
+{{- end }}
+
+{{- /* The words after `vllm serve MODEL`: of a model of modelSpec. */}}
+{{- define "warmer.serveArgs" -}}
+{{- $words := list }}
+{{- with .vllmConfig }}
+{{- with .maxModelLen }}{{ $words = concat $words (list "--max-model-len" (printf "%v" .)) }}{{ end }}
+{{- with .dtype }}{{ $words = concat $words (list "--dtype" .) }}{{ end }}
+{{- with .tensorParallelSize }}{{ $words = concat $words (list "--tensor-parallel-size" (printf "%v" .)) }}{{ end }}
+{{- with .extraArgs }}{{ $words = concat $words . }}{{ end }}
+{{- end }}
+{{- toJson $words }}
+{{- end }}
+
+{{- define "warmer.resources" -}}
+requests:
+  cpu: {{ .requestCPU | quote }}
+  memory: {{ .requestMemory | quote }}
+  {{- with .requestGPU }}
+  nvidia.com/gpu: {{ . | quote }}
+  {{- end }}
+limits:
+  memory: {{ .limitMemory | default .requestMemory | quote }}
+  {{- with .requestGPU }}
+  nvidia.com/gpu: {{ . | quote }}
+  {{- end }}
+{{- end }}
+
+{{- /* The variables that both containers get. */}}
+{{- define "warmer.env" -}}
+- {name: HOME, value: /tmp}
+- {name: USER, value: warmer}
+{{- with .root.Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- with .model.env }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "warmer.mounts" -}}
+- {name: models, mountPath: {{ .root.Values.persistence.mountPath | quote }}{{ if .readOnly }}, readOnly: true{{ end }}}
+- {name: warm, mountPath: {{ .root.Values.warmDir.mountPath | quote }}}
+- {name: tmp, mountPath: /tmp}
+- {name: shm, mountPath: /dev/shm}
+{{- with .root.Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "warmer.keyMounts" -}}
+{{- if .Values.warmer.trustedKeys.configMap }}
+- {name: trusted-keys, mountPath: /etc/warmer/trusted, readOnly: true}
+{{- end }}
+{{- if .Values.warmer.signingKey.secret }}
+- {name: signing-key, mountPath: /etc/warmer/signing, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "warmer.models" -}}
+- name: models
+  {{- if .Values.persistence.hostPath }}
+  hostPath: {path: {{ .Values.persistence.hostPath | quote }}, type: Directory}
+  {{- else if .Values.persistence.enabled }}
+  persistentVolumeClaim: {claimName: {{ include "warmer.claim" . }}}
+  {{- else }}
+  emptyDir: {}
+  {{- end }}
+{{- end }}
+
+{{- define "warmer.volumes" -}}
+{{ include "warmer.models" . }}
+- name: warm
+  emptyDir:
+    sizeLimit: {{ .Values.warmDir.sizeLimit | quote }}
+    {{- with .Values.warmDir.medium }}
+    medium: {{ . }}
+    {{- end }}
+- name: tmp
+  emptyDir: {}
+- name: shm
+  emptyDir: {medium: Memory, sizeLimit: {{ .Values.servingEngineSpec.shmSize | quote }}}
+{{ include "warmer.keyVolumes" . }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "warmer.keyVolumes" -}}
+{{- with .Values.warmer.trustedKeys }}{{ if .configMap }}
+- name: trusted-keys
+  configMap: {name: {{ .configMap }}, items: [{key: {{ .key }}, path: keys.pub}]}
+{{- end }}{{ end }}
+{{- with .Values.warmer.signingKey }}{{ if .secret }}
+- name: signing-key
+  secret: {secretName: {{ .secret }}, defaultMode: 288, items: [{key: {{ .key }}, path: key}]}
+{{- end }}{{ end }}
+{{- end }}
+
+{{- /* The container that fills, restores and hands off. */}}
+{{- define "warmer.prefill" -}}
+name: warmer
+image: {{ include "warmer.image" .root }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+command: [/opt/warmer/entrypoints/init]
+args: {{ concat (list "--") (include "warmer.serveArgs" .model | fromJsonArray) | toJson }}
+envFrom:
+  - configMapRef: {name: {{ include "warmer.fullname" .root }}-{{ .model.name }}}
+env:
+  - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+  {{- with .model.hf_token }}
+  - {name: HF_TOKEN, valueFrom: {secretKeyRef: {name: {{ .secretName }}, key: {{ .secretKey }}}}}
+  {{- end }}
+  {{- include "warmer.env" . | nindent 2 }}
+volumeMounts:
+  {{- include "warmer.mounts" . | nindent 2 }}
+  {{- include "warmer.keyMounts" .root | nindent 2 }}
+resources:
+  {{- with .root.Values.warmer.resources }}
+  {{- toYaml . | nindent 2 }}
+  {{- else }}
+  {{- include "warmer.resources" .model | nindent 2 }}
+  {{- end }}
+securityContext: {{ toJson .root.Values.securityContext }}
+terminationMessagePolicy: FallbackToLogsOnError
+{{- end }}
+
+{{- define "warmer.placing" -}}
+serviceAccountName: {{ include "warmer.serviceAccountName" . }}
+automountServiceAccountToken: {{ eq .Values.lock.mechanism "k8s" }}
+securityContext: {{ toJson .Values.podSecurityContext }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets: {{ toJson . }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector: {{ toJson . }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations: {{ toJson . }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity: {{ toJson . }}
+{{- end }}
+{{- with .Values.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- end }}
+
+{{- /* A Job's spec that fills the volume for one model. */}}
+{{- define "warmer.jobSpec" -}}
+backoffLimit: {{ .root.Values.job.backoffLimit }}
+activeDeadlineSeconds: {{ .root.Values.job.activeDeadlineSeconds }}
+ttlSecondsAfterFinished: {{ .root.Values.job.ttlSecondsAfterFinished }}
+podFailurePolicy:
+  rules:
+    - action: Ignore               # the node went away
+      onPodConditions: [{type: DisruptionTarget, status: "True"}]
+    - action: FailJob              # 2: usage; it would be the same again
+      onExitCodes: {containerName: warmer, operator: In, values: [2]}
+template:
+  metadata:
+    labels:
+      {{- include "warmer.labels" .root | nindent 6 }}
+      app.kubernetes.io/component: prefill
+  spec:
+    restartPolicy: Never
+    {{- include "warmer.placing" .root | nindent 4 }}
+    containers:
+      - {{- include "warmer.prefill" . | nindent 8 }}
+    volumes:
+      {{- include "warmer.volumes" .root | nindent 6 }}
+{{- end }}

@@ -1,0 +1,48 @@
+"""The real vLLM in containers: two pods at once on an empty volume, and a third on the full one."""
+
+import json
+
+import namespaces
+import pytest
+
+from warmer.fill import members
+from warmer.families import EXCLUDED
+from warmer.report import log as start_log
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+MEMORY = {"requestMemory": "10Gi"}
+
+
+@pytest.fixture(scope="module")
+def space(node):
+    with namespaces.namespace(node / "real", fake=False) as space:
+        (model,) = space.values["servingEngineSpec"]["modelSpec"]
+        model |= MEMORY
+        space.values["extraEnv"].append({"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"})
+        yield space
+
+
+def test_two_pods_start_at_once_and_the_kernels_are_built_once_and_hit_in_both(space, capsys):
+    pods = [space.pod() for _ in range(2)]
+    notes = [pod.wait_ended("warmer", timeout=400).note for pod in pods]
+    assert sorted((note["built"], note["warm"]) for note in notes) == [(False, True), (True, True)]
+    trees = [_tree(space, pod) for pod in pods]
+    for pod in pods:
+        pod.wait_ready(timeout=200)
+    for pod, note, tree in zip(pods, notes, trees, strict=True):
+        _, models = pod.get("/v1/models")
+        ask = {"model": json.loads(models)["data"][0]["id"], "prompt": "Hello", "max_tokens": 4}
+        status, answer = pod.get("/v1/completions", data=ask)
+        assert status == 200
+        assert json.loads(answer)["choices"][0]["text"]
+        assert _tree(space, pod) - tree == set(), "the server compiled nothing"
+        log = start_log.parse(pod.log("vllm").splitlines())
+        assert log.cache != "rebuilt", log.evidence
+        with capsys.disabled():
+            print(pod.name, note, log.phases)
+
+
+def _tree(space, pod):
+    """The compile tree of a pod, less the locks that a compiler takes even to read."""
+    tree = space.top / "pods" / pod.name / "warm" / "cache" / "compile"
+    return set(members.scan(str(tree), EXCLUDED).members)
