@@ -234,9 +234,9 @@ class Pod:
 
     def _run(self, container, status, tries):
         full = f"{self.name}-{container['name']}-{tries}"
-        messages = self.objects.top / "messages"
-        messages.mkdir(exist_ok=True)
-        message = messages / full
+        aside = self.objects.top / "runs" / full
+        aside.mkdir(parents=True)
+        message = aside / "termination-log"
         facts = {
             "metadata.name": self.name,
             "metadata.namespace": "default",
@@ -251,7 +251,7 @@ class Pod:
             *(self.objects, self.name, self.spec, container, facts),
             **{"image": image, "message": message, "engine": self.engine},
         )
-        done = podman("run", "--detach", "--name", full, *words, check=False)
+        done = podman("run", "--detach", "--name", full, *words, check=False, cwd=aside)
         status.latest = full
         if done.returncode:
             return Ended(128, False, done.stderr.strip(), "", 0.0)
@@ -263,7 +263,8 @@ class Pod:
         over.set()
         status.name, status.ready = "", False
         log = podman("logs", full)
-        killed = code == _KILLED and _out_of_memory(json.loads(podman("inspect", full).stdout)[0])
+        # podman 4.3 looks for conmon's word in another directory than conmon leaves it in.
+        killed = code == _KILLED and (aside / "oom").exists()
         text = message.read_bytes()[:_KEPT].decode()
         if not text and code and container.get("terminationMessagePolicy", "File") != "File":
             text = "\n".join((log.stdout + log.stderr).splitlines()[-80:])[-2048:]
@@ -335,14 +336,6 @@ class Pod:
 
 
 _ALONE = ("--network", "none", "--share", "net,ipc,uts")
-
-
-def _out_of_memory(inspected):
-    """Whether the kernel killed it for its memory; not every runtime is told, the kernel's log is."""
-    if inspected["State"]["OOMKilled"]:
-        return True
-    said = subprocess.run(["dmesg"], capture_output=True, text=True, check=False).stdout
-    return any("oom-kill:" in line and inspected["Id"] in line for line in said.splitlines())
 
 
 def _sidecar(container):
