@@ -3,10 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/sh
 
-.PHONY: help demo test lint bench perturb docs clean
+.PHONY: help demo test e2e lint bench perturb docs clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1	/p' Makefile | expand -t 12
 
 $(VENV)/.ready: pyproject.toml tests/support/setup.sh
 	rm -rf $(VENV)
@@ -15,14 +15,19 @@ $(VENV)/.ready: pyproject.toml tests/support/setup.sh
 demo: $(VENV)/.ready  ## cold start, warm start, and the proof that it hit
 	$(BIN)/python tests/demo/demo.py
 
-# What waits for leases and for NFS runs beside what computes; its log follows when both are done.
-WAITING := tests/doctor tests/nfs
+# What waits for leases, for NFS and for containers runs beside what computes; its log follows when both are done.
+WAITING := tests/doctor tests/nfs tests/e2e
+# Two real engines at once want the machine for themselves: make e2e.
+ALONE := tests/e2e/test_real_pods.py
 SUITE := $(BIN)/python tests/support/suite.py
 test: $(VENV)/.ready lint  ## every test, those with a real engine included
-	@$(SUITE) waiting $(WAITING) >.waiting.log 2>&1 & waiting=$$!; \
+	@$(SUITE) waiting $(WAITING) $(ALONE:%=--ignore=%) >.waiting.log 2>&1 & waiting=$$!; \
 	trap 'kill $$waiting' INT TERM; \
 	$(SUITE) main $(WAITING:%=--ignore=%); main=$$?; \
 	wait $$waiting; beside=$$?; cat .waiting.log; exit $$((main | beside))
+
+e2e: $(VENV)/.ready  ## the image, and pods of the chart in containers, with a fake and a real engine
+	@$(BIN)/python -m pytest tests/e2e
 
 lint: $(VENV)/.ready  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .
@@ -41,6 +46,7 @@ perturb: $(VENV)/.ready  ## starts that differ in one thing each: foretold, and 
 docs: $(VENV)/.ready  ## write the pages that are generated from the program
 	$(BIN)/python tests/docs/cli_page.py > docs/cli.md
 	$(BIN)/python tests/docs/families_page.py > docs/families.md
+	$(BIN)/python tests/docs/docker_page.py > deploy/docker/README.md
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .demo build *.egg-info
+	rm -rf $(VENV) .demo .e2e build *.egg-info

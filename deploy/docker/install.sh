@@ -24,6 +24,7 @@ done
 rm -rf "$site"/hf_xet "$site"/hf_xet-*.dist-info "$site"/botocore/.changes "$home"/include
 find "$home/bin" -type f ! -name warmer -exec rm -f {} +
 find "$site" -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
+find "$site" -type f \( -name '*.[acho]' -o -name '*.pyx' -o -name '*.pyi' \) -exec rm -f {} +
 
 # By the sources' hashes nobody asks for: times change as layers are copied, and the root may be read-only.
 "$home/bin/python3" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$site"

@@ -11,6 +11,7 @@ TOP = os.path.join(HERE, "..", "..")
 sys.path.insert(0, HERE)
 
 import cli_page
+import docker_page
 import families_page
 
 from warmer import errors
@@ -30,6 +31,10 @@ def test_the_command_line_page_is_what_the_program_prints():
 
 def test_the_page_of_families_is_the_table():
     assert read("docs", "families.md") == families_page.page(), "run `make docs`"
+
+
+def test_the_page_of_the_image_has_the_table_of_gpus():
+    assert read("deploy", "docker", "README.md") == docker_page.page(), "run `make docs`"
 
 
 def test_every_exit_code_of_the_program_is_in_the_table():

@@ -88,7 +88,13 @@ def base():
     """Import the base image, once; the engine of this environment is on its PATH."""
     wanted = f"{sys.version} {sys.prefix} {_stamp(Path(__file__))}"
     if _label(BASE, "made-of") != wanted:
-        places = (f"{sys.base_prefix}/bin", "/usr/local/bin", f"{sys.prefix}/bin", "/usr/bin", "/bin")
+        places = (
+            f"{sys.base_prefix}/bin",
+            "/usr/local/bin",
+            f"{sys.prefix}/bin",
+            "/usr/bin",
+            "/bin",
+        )
         path = ":".join(dict.fromkeys(places))
         with tempfile.TemporaryDirectory(dir=PLACE) as top:
             archive = Path(top, "base.tar")
@@ -168,7 +174,11 @@ def _libraries(binary):
     done = subprocess.run(["ldd", str(binary)], capture_output=True, text=True, check=False)
     words = (word for line in done.stdout.splitlines() for word in line.split())
     # Where /lib is a link to /usr/lib, a file below it would take the link's place.
-    return {os.path.join(os.path.realpath(os.path.dirname(w)), os.path.basename(w)) for w in words if w.startswith("/")}
+    return {
+        os.path.join(os.path.realpath(os.path.dirname(w)), os.path.basename(w))
+        for w in words
+        if w.startswith("/")
+    }
 
 
 def _entry(tar, name, kind, mode):

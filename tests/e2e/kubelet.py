@@ -5,7 +5,6 @@ containers; exec and HTTP probes with their real words; SIGTERM, the grace perio
 termination messages. Each pod has an address of its own. `hurry` divides waits, never time limits.
 """
 
-import contextlib
 import itertools
 import json
 import subprocess
@@ -16,7 +15,7 @@ import urllib.request
 from dataclasses import dataclass, field
 
 from images import podman
-from words import ENGINE, Refused, run
+from words import ENGINE, run
 
 _NUMBERS = itertools.count(1)
 _BACK_OFF, _LONGEST = 10.0, 300.0
@@ -172,7 +171,7 @@ class Pod:
         def guarded():
             try:
                 target(*words)
-            except BaseException as exc:  # raised where the test waits
+            except BaseException as exc:  # noqa: BLE001 - raised where the test waits
                 if not self._stopping.is_set():
                     self.failure = exc
 
@@ -214,13 +213,14 @@ class Pod:
                 self.phase = "Failed"
                 return
         self.phase = "Running"
-        keepers = [self._start(self._keep, c, restart) for c in self.spec["containers"]]
-        del keepers
+        for container in self.spec["containers"]:
+            self._start(self._keep, container, restart)
 
     def _keep(self, container, restart):
         """Run a container, and again as its policy says; whether its last run went well."""
         status = self.status.setdefault(container["name"], Status())
-        for tries in itertools.count():
+        tries = 0
+        while True:
             ended = self._run(container, status, tries)
             status.runs.append(ended)
             if self._stopping.is_set():
@@ -231,6 +231,7 @@ class Pod:
             status.waits.append(wait)
             if self._stopping.wait(wait / self.hurry):
                 return False
+            tries += 1
 
     def _run(self, container, status, tries):
         full = f"{self.name}-{container['name']}-{tries}"
@@ -249,7 +250,9 @@ class Pod:
         started = time.monotonic()
         words = run(
             *(self.objects, self.name, self.spec, container, facts),
-            **{"image": image, "message": message, "engine": self.engine},
+            image=image,
+            message=message,
+            engine=self.engine,
         )
         done = podman("run", "--detach", "--name", full, *words, check=False, cwd=aside)
         status.latest = full
@@ -322,7 +325,9 @@ class Pod:
     def _http(self, path, port, limit):
         number = port if isinstance(port, int) else self._port(port)
         try:
-            with urllib.request.urlopen(f"http://{self.address}:{number}{path}", timeout=limit) as r:
+            with urllib.request.urlopen(
+                f"http://{self.address}:{number}{path}", timeout=limit
+            ) as r:
                 return (0 if r.status < 400 else 1), str(r.status)
         except (OSError, urllib.error.HTTPError) as exc:
             return 1, str(exc)
@@ -340,16 +345,3 @@ _ALONE = ("--network", "none", "--share", "net,ipc,uts")
 
 def _sidecar(container):
     return container.get("restartPolicy") == "Always"
-
-
-@contextlib.contextmanager
-def running(*args, **how):
-    """Run a pod for the block."""
-    pod = Pod(*args, **how)
-    try:
-        yield pod
-    finally:
-        pod.remove()
-
-
-__all__ = ["Pod", "Refused", "running"]

@@ -51,9 +51,13 @@ class Namespace:
             {"name": "HF_HUB_DISABLE_TELEMETRY", "value": "1"},
         ]
         model = {
-            **{"name": "tiny", "repository": STOCK.split(":")[0], "tag": STOCK.split(":")[1]},
+            "name": "tiny",
+            "repository": STOCK.split(":", maxsplit=1)[0],
+            "tag": STOCK.split(":")[1],
             "modelURL": f"hf://{REPO}@{self.hub.sha(REPO)}",
-            **{"replicaCount": 2, "requestCPU": 1, "requestMemory": "4Gi"},
+            "replicaCount": 2,
+            "requestCPU": 1,
+            "requestMemory": "4Gi",
             "vllmConfig": {"maxModelLen": 512},
             "hf_token": {"secretName": "hub", "secretKey": "HF_TOKEN"},
         }
@@ -87,7 +91,9 @@ class Namespace:
     def spec(self, kind="Deployment", **values):
         """The pod's spec of the chart's one object of a kind, rendered with further values."""
         documents = self._render(values)
-        found = [d for d in documents if d["kind"] == kind and not d["metadata"]["name"].endswith("-gc")]
+        found = [
+            d for d in documents if d["kind"] == kind and not d["metadata"]["name"].endswith("-gc")
+        ]
         return _pod_of(found[0])["spec"]
 
     def gc(self):

@@ -55,7 +55,9 @@ def test_of_two_pods_one_fills_and_the_other_waits_and_neither_server_builds(spa
         assert pod.get("/health")[0] == 200
         assert "Directly load AOT compilation" in pod.log("vllm")
         assert "Starting torch.compile" not in pod.log("vllm")
-    fetched = [p.rsplit("/", 1)[1] for m, p in space.hub.requests if m == "GET" and "/resolve/" in p]
+    fetched = [
+        p.rsplit("/", 1)[1] for m, p in space.hub.requests if m == "GET" and "/resolve/" in p
+    ]
     assert sorted(fetched) == sorted(set(fetched)), "each file came once"
 
 
@@ -148,7 +150,9 @@ def test_an_init_container_that_is_stopped_leaves_nothing_in_the_way_of_the_next
         pod.kill("warmer")
         assert pod.wait_ended("warmer").code == 137
         last = pod.wait_ended("warmer").message.splitlines()[-1]
-        assert json.loads(last)["event"] == "filling", "a note has not been written: the log's end is"
+        assert json.loads(last)["event"] == "filling", (
+            "a note has not been written: the log's end is"
+        )
         pod.remove()
     note = empty.pod().wait_ready().wait_ended("warmer").note
     assert (note["warm"], note["built"], note["fetched_bytes"]) == (True, True, {})

@@ -5,8 +5,8 @@ import json
 import namespaces
 import pytest
 
-from warmer.fill import members
 from warmer.families import EXCLUDED
+from warmer.fill import members
 from warmer.report import log as start_log
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

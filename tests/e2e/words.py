@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -25,7 +24,7 @@ ENGINE = [sys.prefix, "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/include"]
 """What a stock vLLM image has beyond the base: vLLM itself, and the compiler that it calls."""
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A real kubelet would not start this container."""
 
 
@@ -44,14 +43,16 @@ class Objects:
     def data(self, kind, name, key=None):
         """The data of a ConfigMap or a Secret, decoded."""
         if (kind, name) not in self.of:
-            raise Refused(f"{kind} {name} not found")
+            raise RefusedError(f"{kind} {name} not found")
         document = self.of[kind, name]
-        data = {k: base64.b64decode(v).decode() for k, v in document.get("data", {}).items()} if (
-            kind == "Secret"
-        ) else dict(document.get("data", {}))
+        data = (
+            {k: base64.b64decode(v).decode() for k, v in document.get("data", {}).items()}
+            if (kind == "Secret")
+            else dict(document.get("data", {}))
+        )
         data |= document.get("stringData", {})
         if key is not None and key not in data:
-            raise Refused(f"{kind} {name} has no key {key}")
+            raise RefusedError(f"{kind} {name} has no key {key}")
         return data if key is None else data[key]
 
     def claim(self, name):
@@ -92,7 +93,7 @@ def volume(objects, pod, spec, name):
         if how.get("type") == "DirectoryOrCreate":
             path.mkdir(parents=True, exist_ok=True, mode=0o755)
         elif not path.exists():
-            raise Refused(f"hostPath {how['path']} is not there")
+            raise RefusedError(f"hostPath {how['path']} is not there")
     elif kind in ("configMap", "secret"):
         known(how, {"name", "secretName", "items", "defaultMode"}, kind)
         source = "ConfigMap" if kind == "configMap" else "Secret"
@@ -110,7 +111,7 @@ def volume(objects, pod, spec, name):
 
 def _give_to(path, group):
     """Do as a kubelet does with fsGroup: group and setgid on everything, group may write."""
-    for at, names, files in os.walk(path):
+    for at, _, files in os.walk(path):
         for each in [at, *(os.path.join(at, name) for name in files)]:
             if not os.path.islink(each):
                 mode = os.stat(each).st_mode & 0o7777
@@ -148,7 +149,7 @@ def _value_from(objects, where, facts):
         if reference := where.get(kind[0].lower() + kind[1:] + "KeyRef"):
             try:
                 return objects.data(kind, reference["name"], reference["key"])
-            except Refused:
+            except RefusedError:
                 if reference.get("optional"):
                     return None
                 raise
@@ -218,8 +219,11 @@ def _security(spec, container):
     if (user := merged.get("runAsUser")) is not None:
         words += ["--user", f"{user}:{merged.get('runAsGroup', 0)}"]
     if merged.get("runAsNonRoot") and user == 0:
-        raise Refused("container has runAsNonRoot and image will run as root")
-    for group in [*merged.get("supplementalGroups", ()), *([merged["fsGroup"]] * ("fsGroup" in merged))]:
+        raise RefusedError("container has runAsNonRoot and image will run as root")
+    for group in [
+        *merged.get("supplementalGroups", ()),
+        *([merged["fsGroup"]] * ("fsGroup" in merged)),
+    ]:
         words += ["--group-add", str(group)]
     if merged.get("readOnlyRootFilesystem"):
         words += ["--read-only", "--read-only-tmpfs=false"]
@@ -228,12 +232,3 @@ def _security(spec, container):
     for each in own.get("capabilities", {}).get("drop", ()):
         words += ["--cap-drop", each]
     return words
-
-
-def copy(source, into):
-    """Put a directory of this machine onto the node, readable by all."""
-    shutil.copytree(source, into)
-    for at, names, files in os.walk(into):
-        os.chmod(at, 0o755)
-        for name in files:
-            os.chmod(os.path.join(at, name), 0o644)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 
+from warmer import gpus
 from warmer.model import Accelerator
 
 
@@ -78,10 +79,21 @@ def _nvidia_smi() -> list[tuple[str, str, str]]:
     command = shutil.which("nvidia-smi")
     if command is None:
         return []
-    query = "--query-gpu=name,compute_cap,driver_version"
+    if rows := _query(command, "name,compute_cap,driver_version"):
+        return [(name, capability, driver) for name, capability, driver in rows]
+    # Drivers before 510 know no `compute_cap`; one GPU that is not known leaves none described.
+    found = [
+        (n, gpus.capability(n), driver) for n, driver in _query(command, "name,driver_version")
+    ]
+    told = [(name, known, driver) for name, known, driver in found if known is not None]
+    return told if len(told) == len(found) else []
+
+
+def _query(command: str, fields: str) -> list[list[str]]:
+    """Ask nvidia-smi for fields of every GPU; nothing where it does not answer all of them."""
     try:
         done = subprocess.run(
-            [command, query, "--format=csv,noheader"],
+            [command, f"--query-gpu={fields}", "--format=csv,noheader"],
             env={n: v for n, v in os.environ.items() if not n.startswith("WARMER_")},
             capture_output=True,
             text=True,
@@ -91,7 +103,7 @@ def _nvidia_smi() -> list[tuple[str, str, str]]:
     except (OSError, subprocess.SubprocessError):
         return []
     rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
-    return [(row[0], row[1], row[2]) for row in rows if len(row) == 3]
+    return [row for row in rows if len(row) == fields.count(",") + 1]
 
 
 def _text(value: str | bytes) -> str:

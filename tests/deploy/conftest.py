@@ -1,0 +1,6 @@
+"""Where the tests of manifests find what they share."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(__file__))

@@ -1,0 +1,340 @@
+"""Every manifest is one that Kubernetes takes, and names nothing that warmer does not have."""
+
+import json
+import os
+import re
+import subprocess
+
+import kubernetes_validate
+import pytest
+import rendering
+import yaml
+from helm_python.chart import Chart, lint
+from helm_python.errors import HelmError
+
+from warmer.cli import VERBS, options
+from warmer.cli import gc as gc_verb
+from warmer.cli import prefill as prefill_verb
+from warmer.layout import HANDOFF_FILES, WarmDir
+
+TOP = rendering.TOP
+VERSIONS = ("1.29", "1.30", "1.31", "1.32", "1.33", "1.34")
+OF_OTHERS = ("monitoring.coreos.com", "serving.kserve.io", "leaderworkerset.x-k8s.io")
+"""Kinds whose schemas are not Kubernetes' own."""
+LATER = {"sidecar"} - VERBS.keys()
+"""Verbs that the chart has a place for, and the program does not have yet."""
+MODEL = yaml.safe_load((rendering.CHART / "values.yaml").read_text())["servingEngineSpec"][
+    "modelSpec"
+][0]
+ALL = {
+    "warmer": {
+        "compile": "never",
+        "onMiss": ["kernels=cold", "weights=fail"],
+        "wait": 0,
+        "retry": 5,
+        "engineTimeout": 900,
+        "remote": "s3://kernels/team",
+        "include": ["*.py"],
+        "exclude": ["original/*", "*.pth"],
+        "trustedKeys": {"configMap": "keys", "key": "k"},
+        "signingKey": {"secret": "signing", "key": "k"},
+    },
+    "gc": {"minFree": "500G"},
+    "networkPolicy": {"enabled": True},
+    "servingEngineSpec": {
+        "modelSpec": [
+            MODEL | {"hf_token": {"secretName": "hf-token-secret", "secretKey": "HF_TOKEN"}},
+            MODEL | {"name": "other", "requestGPU": 0, "vllmConfig": {"dtype": "bfloat16"}},
+        ]
+    },
+    "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+    "podLabels": {"team": "ml"},
+    "podAnnotations": {"note": "x"},
+    "imagePullSecrets": [{"name": "registry"}],
+    "runtimeClassName": "nvidia",
+}
+VALUES = {
+    "defaults": {},
+    "everything": ALL,
+    "job": {"mode": "job"},
+    "cron, leases": {"mode": "cron", "lock": {"mechanism": "k8s", "leaseSeconds": 15}},
+    "gc alone": {"mode": "none"},
+    "nothing": {"mode": "none", "gc": {"enabled": False}},
+    "a bucket's lock": {"lock": {"mechanism": "s3", "bucket": "locks"}},
+    "node's own disk": {"persistence": {"hostPath": "/mnt/nvme/warmer"}},
+    "no volume": {"persistence": {"enabled": False}, "warmDir": {"medium": "Memory"}},
+    "sidecar": {
+        "sidecar": {"enabled": True},
+        "metrics": {"podMonitor": {"enabled": True}},
+        "networkPolicy": {"enabled": True},
+    },
+}
+FILES = ["deploy/examples/kserve/inferenceservice.yaml", "deploy/examples/lws/leaderworkerset.yaml"]
+BUILT = [
+    *sorted((TOP / "deploy/kustomize/overlays").iterdir()),
+    TOP / "deploy/examples/existing-deployment",
+]
+
+
+def _documents(where):
+    kind, name = where.split(": ")
+    if kind == "chart":
+        return rendering.chart(VALUES[name])
+    if kind == "file":
+        return list(yaml.safe_load_all((TOP / name).read_text()))
+    if rendering.kustomize() is None:
+        pytest.skip("neither kubectl nor kustomize is here to build overlays with")
+    return rendering.overlay(TOP / name)
+
+
+EVERY = [
+    *(f"chart: {name}" for name in VALUES),
+    *(f"file: {name}" for name in FILES),
+    *(f"built: {path.relative_to(TOP)}" for path in BUILT),
+]
+
+
+@pytest.fixture(params=EVERY)
+def documents(request):
+    return _documents(request.param)
+
+
+def pods(documents):
+    """Every pod's spec, wherever it lies in a document."""
+    found = []
+
+    def look(value):
+        if isinstance(value, dict):
+            if "containers" in value:
+                found.append(value)
+            for inner in value.values():
+                look(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                look(inner)
+
+    look(documents)
+    return found
+
+
+def containers(pod):
+    return [*pod.get("initContainers", ()), *pod["containers"]]
+
+
+def variables(documents, container):
+    """The variables that a container gets; what a Secret or the pod says is some word."""
+    maps = {d["metadata"]["name"]: d["data"] for d in documents if d["kind"] == "ConfigMap"}
+    env = {}
+    for source in container.get("envFrom", ()):
+        env |= maps[source["configMapRef"]["name"]]
+    return env | {e["name"]: e.get("value", "word") for e in container.get("env", ())}
+
+
+def verb(container):
+    """The verb that a container runs, and the words after it."""
+    command = [*container.get("command", ()), *container.get("args", ())]
+    if command[0].startswith("/opt/warmer/entrypoints/"):
+        name = os.path.basename(command[0])
+        text = (TOP / "entrypoints" / name).read_text()
+        (found,) = re.findall(r"^exec /opt/warmer/bin/warmer (\w+) ", text, re.MULTILINE)
+        return found, command[1:]
+    return (command[1], command[2:]) if command[0] == "warmer" else (None, [])
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_the_chart_is_linted_without_a_warning(name):
+    report = lint(rendering.CHART, VALUES[name], strict=True)
+    assert report["errors"] == []
+    assert [m for m in report["messages"] if m["severity"] > 1] == []
+
+
+def test_kubernetes_takes_every_manifest(documents):
+    for document in documents:
+        if document["apiVersion"].split("/")[0] in OF_OTHERS:
+            continue
+        for version in VERSIONS:
+            kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_names_that_a_pod_refers_to_are_there(documents):
+    declared = {(d["kind"], d["metadata"]["name"]) for d in documents}
+    for pod in pods(documents):
+        names = {v["name"] for v in pod.get("volumes", ())}
+        assert len(names) == len(pod.get("volumes", ()))
+        mounted = [m["name"] for c in containers(pod) for m in c.get("volumeMounts", ())]
+        assert set(mounted) <= names
+        for container in containers(pod):
+            paths = [m["mountPath"] for m in container.get("volumeMounts", ())]
+            assert len(paths) == len(set(paths))
+            for source in container.get("envFrom", ()):
+                assert ("ConfigMap", source["configMapRef"]["name"]) in declared
+        account = pod.get("serviceAccountName")
+        assert account is None or ("ServiceAccount", account) in declared
+
+
+def test_every_verb_option_variable_and_path_is_one_that_warmer_has(
+    documents, monkeypatch, tmp_path
+):
+    for name in [name for name in os.environ if name.startswith("WARMER_")]:
+        monkeypatch.delenv(name)
+    verbs = set()
+    for pod in pods(documents):
+        for container in containers(pod):
+            named, words = verb(container)
+            env = variables(documents, container)
+            mine = {name: value for name, value in env.items() if name.startswith("WARMER_")}
+            if named is None:
+                assert mine == {}, "the server's container knows nothing of warmer"
+                continue
+            verbs.add(named)
+            assert named in VERBS or named in LATER
+            command = {"prefill": prefill_verb, "gc": gc_verb}.get(named)
+            if command is None:
+                continue
+            known = {p.envvar for p in command.command.params}
+            assert mine.keys() <= known, named
+            paths = {m["mountPath"] for m in container["volumeMounts"]}
+            for name in ("WARMER_VOLUME", "WARMER_WARM_DIR"):
+                assert mine.get(name, "/warm") in paths | ({"/warm"} if named == "gc" else set())
+            for name, file in (("WARMER_TRUSTED_KEYS", "keys.pub"), ("WARMER_SIGNING_KEY", "key")):
+                if name in mine:
+                    assert os.path.dirname(mine[name]) in paths
+                    assert os.path.basename(mine[name]) == file
+                    del mine[name]
+            with monkeypatch.context() as patched:
+                for name, value in mine.items():
+                    patched.setenv(name, str(value))
+                context = command.command.make_context(named, list(words))
+                if named == "prefill":
+                    settings = options.read(context.params, mine)
+                    after = words[words.index("--") + 1 :] if "--" in words else []
+                    assert list(settings.serve_argv) == after
+    assert verbs or not pods(documents)
+
+
+def test_the_server_takes_what_the_init_container_hands_off(documents):
+    for pod in pods(documents):
+        fillers = [c for c in pod.get("initContainers", ()) if verb(c)[0] == "prefill"]
+        for filler in fillers:
+            env = variables(documents, filler)
+            warm = WarmDir(env.get("WARMER_WARM_DIR", "/warm"))
+            for server in pod["containers"]:
+                assert server["command"] == [f"{warm.handoff}/serve"]
+                probe = server.get("readinessProbe")
+                if probe:
+                    assert probe["exec"]["command"] == [
+                        "python3",
+                        "-IS",
+                        f"{warm.handoff}/check.py",
+                    ]
+                mounts = {m["mountPath"]: m for m in server["volumeMounts"]}
+                (volume,) = (
+                    m["mountPath"] for m in filler["volumeMounts"] if m["name"] == "models"
+                )
+                assert mounts[volume]["readOnly"], "servers never write to the volume"
+                assert not mounts[warm.root].get("readOnly")
+                gpu = [
+                    c.get("resources", {}).get("limits", {}).get("nvidia.com/gpu")
+                    for c in (filler, server)
+                ]
+                builds = env.get("WARMER_COMPILE") != "never" and "never" not in filler["args"]
+                assert gpu[0] == gpu[1] or not builds
+                secrets = {e["name"] for e in server.get("env", ()) if "secret" in str(e)}
+                assert secrets == set(), "the server downloads nothing"
+    assert {"serve", "check.py"} <= set(HANDOFF_FILES)
+
+
+def test_leases_are_all_that_a_pod_may_touch_and_only_where_they_are_the_lock():
+    assert not [d for d in rendering.chart() if "Role" in d["kind"]]
+    documents = rendering.chart(VALUES["cron, leases"])
+    rules = rendering.only(documents, "Role")["rules"]
+    assert [(r["apiGroups"], r["resources"], r["verbs"]) for r in rules] == [
+        (["coordination.k8s.io"], ["leases"], ["get", "create", "update"])
+    ]
+    for values, token in (("defaults", False), ("cron, leases", True)):
+        for pod in pods(rendering.chart(VALUES[values])):
+            assert pod["automountServiceAccountToken"] is token
+
+
+def test_a_job_gets_another_name_when_what_it_does_changes():
+    names = {
+        rendering.only(rendering.chart({"mode": "job"} | values), "Job")["metadata"]["name"]
+        for values in (
+            {},
+            {"warmer": {"remote": "s3://b/p"}},
+            {"image": {"tag": "9"}},
+            {"gc": {"keep": "9d"}},
+        )
+    }
+    assert len(names) == 3, "and the same one when it does not"
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [
+        ({"mod": "init"}, "'mod'"),
+        ({"mode": "daemon"}, "/mode"),
+        ({"warmer": {"compil": "run"}}, "'compil'"),
+        ({"warmer": {"onMiss": ["kernels=maybe"]}}, "/warmer/onMiss/0"),
+        ({"persistence": {"mountPath": "models"}}, "/persistence/mountPath"),
+        ({"lock": {"leaseSeconds": 1}}, "/lock/leaseSeconds"),
+        ({"image": {"digest": "latest"}}, "/image/digest"),
+        ({"servingEngineSpec": {"modelSpec": [{"name": "UP"}]}}, "/servingEngineSpec/modelSpec/0"),
+    ],
+    ids=json.dumps,
+)
+def test_values_that_mean_nothing_are_refused_and_named(values, where):
+    with pytest.raises(HelmError, match=re.escape(where)):
+        Chart.load(rendering.CHART).validate_schema(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"metrics": {"podMonitor": {"enabled": True}}}, "sidecar.enabled"),
+        ({"lock": {"mechanism": "s3"}}, "lock.bucket"),
+    ],
+    ids=["a monitor of nothing", "no bucket"],
+)
+def test_values_that_contradict_each_other_are_refused_with_the_reason(values, why):
+    with pytest.raises(HelmError, match=re.escape(why)):
+        rendering.chart(values)
+
+
+@pytest.mark.parametrize("mode", ["init", "job", "cron", "none"])
+def test_the_notes_say_what_was_installed(mode):
+    text = rendering.notes({"mode": mode})
+    assert "/models" in text
+    assert "{{" not in text
+
+
+def test_what_production_stack_renders_becomes_the_handoffs_script():
+    if rendering.kustomize() is None:
+        pytest.skip("kubectl is not here")
+    place = TOP / "deploy/examples/production-stack"
+    (spec,) = yaml.safe_load((place / "values.yaml").read_text())["servingEngineSpec"]["modelSpec"]
+    engine = {"name": "vllm", "image": "x", "command": ["vllm", "serve", spec["modelURL"]]}
+    engine["volumeMounts"] = spec["extraVolumeMounts"]
+    init = dict(spec["initContainer"])
+    init["volumeMounts"] = init.pop("extraVolumeMounts")
+    pod = {"initContainers": [init], "containers": [engine], "volumes": spec["extraVolumes"]}
+    labels = {"model": spec["name"]}
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": f"stack-{spec['name']}-deployment-vllm"},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+        },
+    }
+    done = subprocess.run(
+        [place / "render.sh"], input=yaml.safe_dump(deployment), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rendered = yaml.safe_load(done.stdout)
+    kubernetes_validate.validate(rendered, VERSIONS[-1], strict=True)
+    (server,) = pods(rendered)[0]["containers"]
+    assert server["command"][0] == "/warm/handoff/serve"
+    assert verb(pods(rendered)[0]["initContainers"][0])[0] == "prefill"
