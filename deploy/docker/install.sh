@@ -8,8 +8,12 @@ source=${1:?usage: install.sh SOURCE OUT} out=${2:?}
 home=/opt/warmer
 
 python3 -m venv --without-pip "$home"
-python3 -m pip --disable-pip-version-check --python "$home/bin/python3" \
-    install --quiet --no-cache-dir --no-compile "$source"
+if python3 -m pip --version >/dev/null 2>&1; then
+    python3 -m pip --disable-pip-version-check --python "$home/bin/python3" \
+        install --quiet --no-cache-dir --no-compile "$source"
+else # some serving images have uv alone
+    uv pip install --quiet --no-cache --python "$home/bin/python3" "$source"
+fi
 cp -R "$source/entrypoints" "$home/entrypoints"
 chmod 0755 "$home"/entrypoints/*
 

@@ -257,6 +257,29 @@ def test_leases_are_all_that_a_pod_may_touch_and_only_where_they_are_the_lock():
             assert pod["automountServiceAccountToken"] is token
 
 
+def test_names_stay_within_what_kubernetes_allows():
+    name = Chart.load(rendering.CHART).schema["properties"]["servingEngineSpec"]["properties"]
+    longest = "m" * name["modelSpec"]["items"]["properties"]["name"]["maxLength"]
+    values = {"servingEngineSpec": {"modelSpec": [MODEL | {"name": longest}]}}
+    most = {"CronJob": 52}  # it puts a time behind its name
+    for mode in ("init", "job", "cron"):
+        for document in rendering.chart(values | {"mode": mode}, name="r" * 53):
+            name = document["metadata"]["name"]
+            assert len(name) <= most.get(document["kind"], 63), (document["kind"], name)
+
+
+def test_the_chart_offers_no_way_to_compile_that_prefill_lacks():
+    (option,) = (p for p in prefill_verb.command.params if p.name == "compile")
+    offered = Chart.load(rendering.CHART).schema["properties"]["warmer"]["properties"]["compile"]
+    assert set(offered["enum"]) <= set(option.type.choices)
+
+
+def test_only_a_volume_that_pods_share_is_collected_by_a_job():
+    for values, collected in (("defaults", True), ("node's own disk", False), ("no volume", False)):
+        names = [d["metadata"]["name"] for d in rendering.chart(VALUES[values])]
+        assert any(name.endswith("-gc") for name in names) is collected
+
+
 def test_a_job_gets_another_name_when_what_it_does_changes():
     names = {
         rendering.only(rendering.chart({"mode": "job"} | values), "Job")["metadata"]["name"]

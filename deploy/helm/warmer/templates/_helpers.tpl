@@ -1,5 +1,5 @@
 {{- define "warmer.fullname" -}}
-{{- if contains "warmer" .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-warmer" .Release.Name | trunc 40 | trimSuffix "-" }}{{ end }}
+{{- if contains "warmer" .Release.Name }}{{ .Release.Name | trunc 24 | trimSuffix "-" }}{{ else }}{{ printf "%s-warmer" .Release.Name | trunc 24 | trimSuffix "-" }}{{ end }}
 {{- end }}
 
 {{- define "warmer.selector" -}}
