@@ -33,6 +33,7 @@ class Ended:
     message: str
     log: str
     seconds: float
+    ended: float = field(default_factory=time.monotonic)
 
     @property
     def note(self):
@@ -47,7 +48,7 @@ class Status:
     runs: list = field(default_factory=list)
     waits: list = field(default_factory=list)
     name: str = ""
-    started: float = 0.0
+    began: float = 0.0
     ready: bool = False
     probes: list = field(default_factory=list)
     latest: str = ""
@@ -259,7 +260,7 @@ class Pod:
         if done.returncode:
             return Ended(128, False, done.stderr.strip(), "", 0.0)
         over = threading.Event()
-        status.started, status.name = time.monotonic(), full
+        status.began, status.name = time.monotonic(), full
         probing = threading.Thread(target=self._probe, args=(container, status, over), daemon=True)
         probing.start()
         code = int(podman("wait", full).stdout)

@@ -35,14 +35,14 @@ class Namespace:
         self.top, self.hub, self.pods = Path(top), hub, []
         self.top.mkdir(parents=True, exist_ok=True)
         self.top.chmod(0o755)
-        self.engine = None
+        self.engine = self.account = self.api = None
         if fake:
             engine = self.top / "node" / "engine"
             self.engine = make_engine(engine)
             for each in (engine.parent, engine):
                 each.chmod(0o777)
         self.values = _merged(self._needed(), values or {})
-        self._render({})
+        self.render({})
 
     def _needed(self):
         env = [
@@ -54,7 +54,7 @@ class Namespace:
             "name": "tiny",
             "repository": STOCK.split(":", maxsplit=1)[0],
             "tag": STOCK.split(":")[1],
-            "modelURL": f"hf://{REPO}@{self.hub.sha(REPO)}",
+            "modelURL": self.model,
             "replicaCount": 2,
             "requestCPU": 1,
             "requestMemory": "4Gi",
@@ -77,11 +77,21 @@ class Namespace:
             values["extraVolumeMounts"] = [mount]
         return values | {"extraEnv": env}
 
-    def _render(self, values):
-        documents = rendering.chart(_merged(self.values, values))
+    @property
+    def model(self):
+        """The model, pinned."""
+        return f"hf://{REPO}@{self.hub.sha(REPO)}"
+
+    def render(self, values=()):
+        """Render the chart: its documents, which pods from now on are started with."""
+        documents = rendering.chart(_merged(self.values, dict(values)))
         secret = {"kind": "Secret", "metadata": {"name": "hub"}, "stringData": {"HF_TOKEN": TOKEN}}
-        self.objects = Objects(self.top, [*documents, secret])
+        self.adopt([*documents, secret])
         return documents
+
+    def adopt(self, documents):
+        """Let these documents be what the namespace holds."""
+        self.objects = Objects(self.top, documents, account=self.account, api=self.api)
 
     @property
     def volume(self):
@@ -90,7 +100,7 @@ class Namespace:
 
     def spec(self, kind="Deployment", **values):
         """The pod's spec of the chart's one object of a kind, rendered with further values."""
-        documents = self._render(values)
+        documents = self.render(values)
         found = [
             d for d in documents if d["kind"] == kind and not d["metadata"]["name"].endswith("-gc")
         ]
@@ -98,7 +108,7 @@ class Namespace:
 
     def gc(self):
         """The spec of the pods that collect."""
-        (found,) = (d for d in self._render({}) if d["metadata"]["name"].endswith("-gc"))
+        (found,) = (d for d in self.render({}) if d["metadata"]["name"].endswith("-gc"))
         return _pod_of(found)["spec"]
 
     def pod(self, spec=None, **how):

@@ -4,6 +4,7 @@ import json
 
 import namespaces
 import pytest
+import runs
 
 from warmer.families import EXCLUDED
 from warmer.fill import members
@@ -26,6 +27,7 @@ def test_two_pods_start_at_once_and_the_kernels_are_built_once_and_hit_in_both(s
     pods = [space.pod() for _ in range(2)]
     notes = [pod.wait_ended("warmer", timeout=400).note for pod in pods]
     assert sorted((note["built"], note["warm"]) for note in notes) == [(False, True), (True, True)]
+    before = runs.published(str(space.volume))
     trees = [_tree(space, pod) for pod in pods]
     for pod in pods:
         pod.wait_ready(timeout=200)
@@ -39,7 +41,8 @@ def test_two_pods_start_at_once_and_the_kernels_are_built_once_and_hit_in_both(s
         log = start_log.parse(pod.log("vllm").splitlines())
         assert log.cache != "rebuilt", log.evidence
         with capsys.disabled():
-            print(pod.name, note, log.phases)
+            print(f"{pod.name}: init {note['seconds']}, server {log.phases}")
+    assert runs.published(str(space.volume)) == before
 
 
 def _tree(space, pod):

@@ -17,6 +17,7 @@ _SECURITY = {
     *("allowPrivilegeEscalation", "seccompProfile", "fsGroup", "fsGroupChangePolicy"),
     "supplementalGroups",
 }
+_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _LIMITS = {"memory", "cpu", "nvidia.com/gpu", "ephemeral-storage"}
 _UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "k": 10**3, "M": 10**6, "G": 10**9, "": 1}
 
@@ -34,10 +35,12 @@ class Objects:
     Args:
         top: a directory: claims, the node's own paths, and what belongs to one pod.
         documents: manifests; ConfigMaps and Secrets among them are looked up by name.
+        account: what pods that ask for it find as their service account's token.
+        api: the port that the API server has on the node.
     """
 
-    def __init__(self, top, documents):
-        self.top = Path(top)
+    def __init__(self, top, documents, *, account=None, api=None):
+        self.top, self.account, self.api = Path(top), account, api
         self.of = {(d["kind"], d["metadata"]["name"]): d for d in documents}
 
     def data(self, kind, name, key=None):
@@ -181,6 +184,10 @@ def run(objects, pod, spec, container, facts, *, image, message, engine):
     """
     known(container, _CONTAINER, container["name"])
     env = environment(objects, container, facts)
+    account = objects.account if spec.get("automountServiceAccountToken", True) else None
+    if objects.api:
+        env |= {"KUBERNETES_SERVICE_HOST": facts["status.hostIP"]}
+        env |= {"KUBERNETES_SERVICE_PORT": str(objects.api)}
     words = ["--pull=never", "--passwd=false", "--pod", pod]
     words += [word for name, value in env.items() for word in ("--env", f"{name}={value}")]
     words += _security(spec, container)
@@ -201,6 +208,8 @@ def run(objects, pod, spec, container, facts, *, image, message, engine):
     message.chmod(0o666)
     at = container.get("terminationMessagePath", "/dev/termination-log")
     words += ["--volume", f"{message}:{at}:rw"]
+    if account:
+        words += ["--volume", f"{account}:{_ACCOUNT}:ro"]
     words += [word for path in engine for word in ("--volume", f"{path}:{path}:ro")]
     if "workingDir" in container:
         words += ["--workdir", container["workingDir"]]

@@ -45,7 +45,7 @@ class Listener(ThreadingHTTPServer):
         self._tls = None
         if api.authority:
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            api.authority.issue_cert("127.0.0.1").configure_cert(self._tls)
+            api.authority.issue_cert(*api.names).configure_cert(self._tls)
         super().__init__(address, _Handler)
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 

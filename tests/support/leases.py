@@ -63,16 +63,26 @@ class LeaseServer:
 
     `tokens` maps each bearer token to its verbs; the first is in the files it writes. `namespaces`
     maps names to `Leases`, of which `leases` is the first; `port` may be one which was closed.
+    It listens on `host`; its certificate is for 127.0.0.1 and the further addresses `known_as`.
     """
 
-    def __init__(self, *, namespaces=("warm",), tokens=None, tls=False, port=0):
+    def __init__(
+        self,
+        *,
+        namespaces=("warm",),
+        tokens=None,
+        tls=False,
+        port=0,
+        host="127.0.0.1",
+        known_as=(),
+    ):
         lock, revisions = threading.RLock(), itertools.count(101)
         self.namespaces = {name: Leases(name, lock, revisions) for name in namespaces}
         self.namespace, self.leases = next(iter(self.namespaces.items()))
         self.tokens = tokens or {"token-of-the-pod": {"get", "create", "update"}}
         self.requests: list[Seen] = []
         self.faults: list[Fault] = []
-        self.port = port
+        self.port, self.host, self.names = port, host, ("127.0.0.1", *known_as)
         self.authority = trustme.CA() if tls else None
         self._lock = threading.Lock()
         self._listener = None
@@ -94,7 +104,7 @@ class LeaseServer:
 
     def up(self) -> None:
         if self._listener is None:
-            self._listener = Listener(("127.0.0.1", self.port), self)
+            self._listener = Listener((self.host, self.port), self)
             self.port = self._listener.server_address[1]
 
     def down(self) -> None:

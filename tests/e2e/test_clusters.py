@@ -1,0 +1,88 @@
+"""What only a cluster has: leases by a service account, native sidecars, manifests of others."""
+
+import json
+
+import namespaces
+import pytest
+import rendering
+from leases import LeaseServer
+
+NODES = tuple(f"10.213.{number}.1" for number in range(1, 100))
+SIDECAR = """
+import http.server, json, os
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path in ("/livez", "/readyz", "/metrics") else 404)
+        self.end_headers()
+        self.wfile.write(json.dumps(os.path.exists("/warm/handoff/handoff.json")).encode())
+http.server.ThreadingHTTPServer(("0.0.0.0", 9090), Answer).serve_forever()
+"""
+
+
+@pytest.fixture
+def space(node):
+    with namespaces.namespace(node / f"cluster-{len(list(node.iterdir()))}") as space:
+        yield space
+
+
+def test_two_pods_agree_by_leases_with_the_rights_of_the_charts_role_and_no_others(space):
+    space.values["lock"] = {"mechanism": "k8s", "leaseSeconds": 3}
+    (rule,) = rendering.only(space.render(), "Role")["rules"]
+    tokens = {"token-of-the-pod": set(rule["verbs"])}
+    how = {"namespaces": ("default",), "tokens": tokens, "tls": True}
+    with LeaseServer(host="0.0.0.0", known_as=NODES, **how) as server:
+        space.account, space.api = space.top / "account", server.port
+        server.in_cluster(space.account)
+        spec = namespaces.with_env(space.spec(), "warmer", FAKE_ENGINE="slow=2")
+        pods = [space.pod(spec) for _ in range(2)]
+        notes = [pod.wait_ready().wait_ended("warmer").note for pod in pods]
+        assert sorted(note["built"] for note in notes) == [False, True]
+        assert max(note["waited_seconds"] for note in notes) > 0
+        statuses = {(seen.method, seen.status) for seen in server.requests}
+        assert ("POST", 201) in statuses
+        assert not {status for _, status in statuses} & {401, 403}
+        token = pods[0].execute(
+            "vllm", "cat", "/var/run/secrets/kubernetes.io/serviceaccount/token"
+        )
+        assert token.returncode == 0, "a pod's containers share its account"
+
+
+def test_the_sidecar_starts_between_the_prefill_and_the_server_and_ends_after_it(space):
+    spec = space.spec(sidecar={"enabled": True})
+    (sidecar,) = (c for c in spec["initContainers"] if c["name"] == "warmer-sidecar")
+    sidecar["command"] = ["/opt/warmer/bin/python3", "-c", SIDECAR]  # its place, not its work
+    pod = space.pod(spec).wait_ready()
+    port = sidecar["ports"][0]["containerPort"]
+    for path in ("/livez", "/readyz", "/metrics"):
+        assert pod.get(path, port=port) == (200, b"true"), "the handoff was there first"
+    started = {name: pod.status[name].began for name in ("warmer", "warmer-sidecar", "vllm")}
+    assert list(started) == sorted(started, key=started.get)
+    alive = ("liveness", 0)
+    pod.wait(lambda pod: alive in {probe[:2] for probe in pod.status["warmer-sidecar"].probes})
+    pod.terminate(grace=5)
+    ends = {name: pod.status[name].runs[-1].ended for name in ("vllm", "warmer-sidecar")}
+    assert ends["vllm"] < ends["warmer-sidecar"]
+
+
+@pytest.mark.skipif(rendering.kustomize() is None, reason="overlays are built by kubectl")
+@pytest.mark.parametrize("overlay", ["rwx", "bucket"])
+def test_a_pod_of_an_overlay_fills_and_serves(space, overlay):
+    documents = rendering.overlay(rendering.OVERLAYS / overlay)
+    for document in documents:
+        if document["kind"] == "ConfigMap":
+            document["data"].pop("WARMER_REMOTE", None)
+            document["data"]["WARMER_MODEL"] = space.model
+            document["data"]["WARMER_VLLM"] = space.engine.vllm
+    spec = rendering.only(documents, "Deployment")["spec"]["template"]["spec"]
+    spec["volumes"].append({"name": "engine", "hostPath": {"path": "/engine"}})
+    for container in (*spec["initContainers"], *spec["containers"]):
+        mount = {"name": "engine", "mountPath": space.engine.top}
+        container["volumeMounts"].append(mount)
+        container["env"] += space.values["extraEnv"]
+        container["resources"]["limits"]["memory"] = "4Gi"
+    secret = {"kind": "Secret", "metadata": {"name": "hf-token-secret"}}
+    secret["stringData"] = {"HF_TOKEN": namespaces.TOKEN}
+    space.adopt([*documents, secret])
+    pod = space.pod(spec).wait_ready()
+    assert pod.wait_ended("warmer").note["warm"]
+    assert json.loads(pod.get("/v1/models")[1])["data"]
