@@ -23,26 +23,37 @@ def space(node):
         yield space
 
 
-def test_two_pods_start_at_once_and_the_kernels_are_built_once_and_hit_in_both(space, capsys):
+def test_kernels_are_built_once_for_all_pods_and_hit_in_each(space, capsys):
     pods = [space.pod() for _ in range(2)]
     notes = [pod.wait_ended("warmer", timeout=400).note for pod in pods]
     assert sorted((note["built"], note["warm"]) for note in notes) == [(False, True), (True, True)]
     before = runs.published(str(space.volume))
-    trees = [_tree(space, pod) for pod in pods]
     for pod in pods:
-        pod.wait_ready(timeout=200)
-    for pod, note, tree in zip(pods, notes, trees, strict=True):
-        _, models = pod.get("/v1/models")
-        ask = {"model": json.loads(models)["data"][0]["id"], "prompt": "Hello", "max_tokens": 4}
-        status, answer = pod.get("/v1/completions", data=ask)
-        assert status == 200
-        assert json.loads(answer)["choices"][0]["text"]
-        assert _tree(space, pod) - tree == set(), "the server compiled nothing"
-        log = start_log.parse(pod.log("vllm").splitlines())
-        assert log.cache != "rebuilt", log.evidence
-        with capsys.disabled():
-            print(f"{pod.name}: init {note['seconds']}, server {log.phases}")
+        _serves(space, pod, capsys)
+        pod.remove()
+
+    alone = space.pod()
+    note = alone.wait_ended("warmer").note
+    assert (note["built"], note["warm"], note["fetched_bytes"]) == (False, True, {})
+    _serves(space, alone, capsys)
     assert runs.published(str(space.volume)) == before
+
+
+def _serves(space, pod, capsys):
+    """Ask a pod for a completion; its server has compiled nothing."""
+    tree = _tree(space, pod)
+    pod.wait_ready(timeout=200)
+    _, models = pod.get("/v1/models")
+    ask = {"model": json.loads(models)["data"][0]["id"], "prompt": "Hello", "max_tokens": 4}
+    status, answer = pod.get("/v1/completions", data=ask)
+    assert status == 200
+    assert json.loads(answer)["choices"][0]["text"]
+    assert _tree(space, pod) - tree == set(), "the server compiled nothing"
+    log = start_log.parse(pod.log("vllm").splitlines())
+    assert log.cache != "rebuilt", log.evidence
+    with capsys.disabled():
+        init = pod.status["warmer"].runs[0]
+        print(f"\n{pod.name}: init container {init.seconds:.1f} s, engine {log.phases}")
 
 
 def _tree(space, pod):

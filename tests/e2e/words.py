@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 
 _CONTAINER = {
@@ -23,6 +24,8 @@ _UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "k": 10**3, "M": 10**6, "
 
 ENGINE = [sys.prefix, "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/include"]
 """What a stock vLLM image has beyond the base: vLLM itself, and the compiler that it calls."""
+
+_PROVISIONING = threading.Lock()
 
 
 class RefusedError(Exception):
@@ -61,9 +64,10 @@ class Objects:
     def claim(self, name):
         """Where a claim's volume lies: as a provisioner makes it, root's alone to write."""
         path = self.top / "claims" / name
-        if not path.exists():
-            path.mkdir(parents=True)
-            path.chmod(0o755)
+        with _PROVISIONING:
+            if not path.exists():
+                path.mkdir(parents=True)
+                path.chmod(0o755)
         return path
 
     def on_node(self, path):
