@@ -73,3 +73,14 @@ def test_a_signal_while_nobody_reads_the_answer_ends_it_at_once(place, stream, v
             process.wait()
     assert code in codes
     assert took < 2.0
+
+
+@pytest.mark.parametrize("words", [["--help"], ["plan", "--help"]], ids=" ".join)
+def test_a_reader_that_has_left_is_no_bug(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as nobody:
+        done = subprocess.run(
+            [*runs.WARMER, *words], stdout=nobody, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -83,6 +84,15 @@ def test_a_prefill_that_is_told_to_stop_says_so(place, log):
     run.send_signal(signal.SIGTERM)
     assert runs.finish(run, timeout=60).code == 143
     assert (said(log)["code"], said(log)["error"]["reason"]) == (143, "terminated")
+
+
+def test_output_that_nobody_reads_is_no_failure_to_tell_of(place, log):
+    read, write = os.pipe()
+    os.close(read)
+    argv = place.command("prefill", "--termination-log", str(log), "--compile", "never")
+    with os.fdopen(write, "wb") as nobody:
+        done = subprocess.run(argv, env=place.env(), stdout=nobody, stderr=subprocess.DEVNULL)
+    assert (done.returncode, said(log)["code"]) == (0, 0)
 
 
 @pytest.mark.parametrize("kind", ["absent", "pipe", "directory", "link"])

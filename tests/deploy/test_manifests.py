@@ -42,10 +42,11 @@ ALL = {
     "gc": {"minFree": "500G"},
     "networkPolicy": {"enabled": True},
     "servingEngineSpec": {
+        "vllmApiKey": {"secretName": "server", "secretKey": "key"},
         "modelSpec": [
             MODEL | {"hf_token": {"secretName": "hf-token-secret", "secretKey": "HF_TOKEN"}},
             MODEL | {"name": "other", "requestGPU": 0, "vllmConfig": {"dtype": "bfloat16"}},
-        ]
+        ],
     },
     "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
     "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
@@ -241,8 +242,23 @@ def test_the_server_takes_what_the_init_container_hands_off(documents):
                 builds = env.get("WARMER_COMPILE") != "never" and "never" not in filler["args"]
                 assert gpu[0] == gpu[1] or not builds
                 secrets = {e["name"] for e in server.get("env", ()) if "secret" in str(e)}
-                assert secrets == set(), "the server downloads nothing"
+                assert secrets <= {"VLLM_API_KEY"}, "the server downloads nothing"
+                assert "VLLM_API_KEY" not in env
     assert {"serve", "check.py"} <= set(HANDOFF_FILES)
+
+
+def test_the_compose_file_starts_what_the_image_has():
+    services = yaml.safe_load((TOP / "deploy/docker/compose.yaml").read_text())["services"]
+    warmer, server = services["warmer"], services["vllm"]
+    words = ["--volume", warmer["environment"]["WARMER_VOLUME"], *warmer["command"]]
+    context = prefill_verb.command.make_context("prefill", words)
+    handoff = WarmDir(context.params["warm_dir"]).handoff
+    assert server["entrypoint"] == [f"{handoff}/serve"]
+    assert server["healthcheck"]["test"][-1] == f"{handoff}/check.py"
+    mounts = {v.split(":")[1] for v in warmer["volumes"]}
+    assert mounts == {v.split(":")[1] for v in server["volumes"]} == {"/models", "/warm"}
+    base = re.search(r"^ARG BASE_IMAGE=(\S+)$", (TOP / "Dockerfile").read_text(), re.MULTILINE)
+    assert server["image"] == warmer["build"]["args"]["BASE_IMAGE"] == base[1]
 
 
 def test_leases_are_all_that_a_pod_may_touch_and_only_where_they_are_the_lock():

@@ -15,6 +15,7 @@ from words import ENGINE, Objects
 
 REPO = "org/tiny"
 TOKEN = "hf_PlantedTokenOfTheHub"
+API_KEY = "PlantedKeyOfTheServer"
 STOCK = "vllm/vllm-openai:v0.32.0"
 RANDOM_USER = 1_000_660_000
 """Such numbers OpenShift gives to a namespace: nobody's, in group 0."""
@@ -64,6 +65,7 @@ class Namespace:
         values = {
             "servingEngineSpec": {
                 "modelSpec": [model],
+                "vllmApiKey": {"secretName": "hub", "secretKey": "VLLM_API_KEY"},
                 "startupProbe": QUICK,
                 "readinessProbe": QUICK,
                 "livenessProbe": QUICK,
@@ -85,7 +87,8 @@ class Namespace:
     def render(self, values=()):
         """Render the chart: its documents, which pods from now on are started with."""
         documents = rendering.chart(_merged(self.values, dict(values)))
-        secret = {"kind": "Secret", "metadata": {"name": "hub"}, "stringData": {"HF_TOKEN": TOKEN}}
+        secret = {"kind": "Secret", "metadata": {"name": "hub"}, "stringData": {}}
+        secret["stringData"] = {"HF_TOKEN": TOKEN, "VLLM_API_KEY": API_KEY}
         self.adopt([*documents, secret])
         return documents
 

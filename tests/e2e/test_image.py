@@ -100,7 +100,7 @@ def test_as_first_process_it_obeys_signals_at_once(image, sign, tmp_path):
         started = time.monotonic()
         podman("kill", "--signal", str(int(sign)), name)
         running.join(20)
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 15, "without being killed"
         assert done[0].returncode == 128 + sign
     finally:
         podman("rm", "--force", "--time", "0", name, check=False)

@@ -97,12 +97,14 @@ def test_a_user_nobody_knows_without_rights_on_a_read_only_root(two):
     assert two[0].inspect("warmer")["EffectiveCaps"] in ([], None)
 
 
-def test_the_token_is_known_to_the_container_that_downloads_and_to_no_other(space, two):
+def test_each_secret_is_known_to_the_container_that_needs_it_and_to_no_other(space, two):
     with_it = [seen for seen in space.hub.log if seen.authorized]
     assert with_it, "the model is private"
     pod = two[0]
     assert namespaces.TOKEN in json.dumps(pod.inspect("warmer")["Config"]["Env"])
     assert namespaces.TOKEN not in json.dumps(pod.inspect("vllm"))
+    assert namespaces.API_KEY in json.dumps(pod.inspect("vllm")["Config"]["Env"])
+    assert namespaces.API_KEY not in json.dumps(pod.inspect("warmer"))
     assert pod.execute("vllm", "sh", "-c", "env; cat /proc/1/environ").stdout.count("hf_") == 0
     told = pod.log("warmer") + pod.log("vllm") + pod.wait_ended("warmer").message
     assert namespaces.TOKEN not in told
@@ -139,7 +141,7 @@ def test_an_init_container_that_fails_is_tried_again_ever_later_and_the_server_w
 def test_an_init_container_that_is_stopped_leaves_nothing_in_the_way_of_the_next(empty, sign):
     slow = namespaces.with_env(empty.spec(), "warmer", FAKE_ENGINE="hang")
     pod = empty.pod(slow, hurry=1)
-    pod.wait(lambda pod: "kernels" in str(list(volume(empty).glob("v1/locks/*"))) or _builds(empty))
+    pod.wait(lambda pod: list(volume(empty).glob("v1/locks/compile-*")))
     assert published(empty) == {"weights"}
     if sign == signal.SIGTERM:
         assert pod.terminate(grace=30) < 15, "PID 1 hears it, and its engine too"
@@ -181,9 +183,3 @@ def test_the_collectors_job_runs_on_the_volume_of_pods_that_serve(space, two):
     assert done.code == 0, done.log
     assert runs.published(str(space.volume)) == before
     assert all(pod.status["vllm"].ready for pod in two)
-
-
-def _builds(space):
-    return [start for start in space.engine.starts if start["argv"]] and list(
-        volume(space).glob("v1/locks/compile-*")
-    )

@@ -122,6 +122,8 @@ def _run() -> int:
         context = getattr(exc, "ctx", None)
         where = f"{context.command_path} --help" if context is not None else "warmer --help"
         raise UsageError(exc.format_message(), reason="usage", hint=where) from exc
+    except SystemExit as exc:  # click's answer where nobody reads what is printed
+        raise BrokenPipeError(*exc.args) from exc
     except click.exceptions.Abort as exc:
         raise TerminatedError(signal.SIGINT) from exc
     return code if isinstance(code, int) else EXIT_OK

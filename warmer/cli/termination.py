@@ -85,6 +85,8 @@ def told(path: str) -> Iterator[Note]:
     except TerminatedError as exc:
         note.failed(128 + exc.signum, "terminated", f"stopped by signal {exc.signum}")
         raise
+    except BrokenPipeError:  # nobody reads what was printed; what was noted stands
+        raise
     except Exception as exc:
         note.failed(EXIT_BUG, "bug", f"{type(exc).__name__}: the log has a traceback")
         raise
