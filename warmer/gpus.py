@@ -1,7 +1,7 @@
 """Which compute capability a GPU has, by the name that NVML tells. Pure.
 
 Kernels are built for one capability. The GPU itself is asked for it (`observe/accelerator`); this table
-is for those that cannot answer, nvidia-smi of drivers before 510 among them, and for people who choose
+is for those that cannot answer, nvidia-smi of old drivers among them, and for people who choose
 nodes (deploy/docker/README.md is made from it).
 """
 

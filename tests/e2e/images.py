@@ -13,6 +13,7 @@ import sysconfig
 import tarfile
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 TOP = Path(__file__).parents[2]
@@ -127,8 +128,9 @@ def _wheels():
         shutil.rmtree(stamp.parent, ignore_errors=True)
         stamp.parent.mkdir()
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
-        into = ["--wheel-dir", str(stamp.parent), "setuptools>=77", str(TOP)]
-        subprocess.run([*pip, *into], check=True)
+        told = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))
+        wanted = [*told["project"]["dependencies"], *told["build-system"]["requires"]]
+        subprocess.run([*pip, "--wheel-dir", str(stamp.parent), *wanted], check=True)
         stamp.touch()
     return stamp.parent
 

@@ -81,7 +81,7 @@ def _nvidia_smi() -> list[tuple[str, str, str]]:
         return []
     if rows := _query(command, "name,compute_cap,driver_version"):
         return [(name, capability, driver) for name, capability, driver in rows]
-    # Drivers before 510 know no `compute_cap`; one GPU that is not known leaves none described.
+    # Old drivers know no `compute_cap`; one GPU that is not known leaves none described.
     found = [
         (n, gpus.capability(n), driver) for n, driver in _query(command, "name,driver_version")
     ]
