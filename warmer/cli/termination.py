@@ -13,8 +13,6 @@ import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
-
 from warmer.cli import logs
 from warmer.errors import EXIT_BUG, EXIT_NOT_WARM, EXIT_OK, TerminatedError, WarmerError
 from warmer.model import KERNEL_KINDS
@@ -33,8 +31,6 @@ _MOST: Final = 4096
 
 _CUTS: Final = (1000, 400, 150, 50, 10)
 """Characters left of each text, tried in turn until all of it fits."""
-
-_log = structlog.get_logger(__name__)
 
 
 class Note:
@@ -127,4 +123,7 @@ def _write(path: str, record: dict[str, Any]) -> None:
     except FileNotFoundError:
         pass
     except OSError as exc:
-        _log.warning("the termination log cannot be written", path=path, why=exc.strerror)
+        import structlog  # noqa: PLC0415 - not paid by help
+
+        log = structlog.get_logger(__name__)
+        log.warning("the termination log cannot be written", path=path, why=exc.strerror)
