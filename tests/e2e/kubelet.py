@@ -131,11 +131,13 @@ class Pod:
         done = podman("logs", self.status[container].latest, check=False)
         return done.stdout + done.stderr
 
-    def get(self, path, port=8000, data=None):
-        """Ask a container of the pod over HTTP: status and body."""
+    def get(self, path, port=8000, data=None, key=None):
+        """Ask a container of the pod over HTTP, with its API key: status and body."""
         url = f"http://{self.address}:{port}{path}"
         body = None if data is None else json.dumps(data).encode()
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"}
+        headers |= {"Authorization": f"Bearer {key}"} if key else {}
+        request = urllib.request.Request(url, body, headers)
         with urllib.request.urlopen(request, timeout=120) as reply:
             return reply.status, reply.read()
 

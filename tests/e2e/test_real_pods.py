@@ -1,6 +1,7 @@
 """The real vLLM in containers: two pods at once on an empty volume, and a third on the full one."""
 
 import json
+import urllib.error
 
 import namespaces
 import pytest
@@ -43,9 +44,11 @@ def _serves(space, pod, capsys):
     """Ask a pod for a completion; its server has compiled nothing."""
     tree = _tree(space, pod)
     pod.wait_ready(timeout=200)
-    _, models = pod.get("/v1/models")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        pod.get("/v1/models")
+    _, models = pod.get("/v1/models", key=namespaces.API_KEY)
     ask = {"model": json.loads(models)["data"][0]["id"], "prompt": "Hello", "max_tokens": 4}
-    status, answer = pod.get("/v1/completions", data=ask)
+    status, answer = pod.get("/v1/completions", data=ask, key=namespaces.API_KEY)
     assert status == 200
     assert json.loads(answer)["choices"][0]["text"]
     assert _tree(space, pod) - tree == set(), "the server compiled nothing"
