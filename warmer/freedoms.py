@@ -92,7 +92,8 @@ FREE_VARIABLES: Final[Mapping[str, Version]] = {
     "VLLM_DP_MASTER_PORT": ALWAYS,
     "VLLM_NIXL_SIDE_CHANNEL_HOST": (0, 32),
     # What it logs and reports.
-    "VLLM_LOGGING_LEVEL": ALWAYS,
+    # Before torch 2.12, DEBUG compiles other code (vllm/config/compilation.py, `enable_asserts`).
+    "VLLM_LOGGING_LEVEL": (0, 32),
     "VLLM_LOGGING_PREFIX": ALWAYS,
     "VLLM_LOGGING_STREAM": ALWAYS,
     "VLLM_LOGGING_CONFIG_PATH": ALWAYS,

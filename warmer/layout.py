@@ -26,13 +26,15 @@ The warm dir, local to a pod, mounted at the same absolute path in warmer and in
     <warm dir>/
         cache/<kind>/<family>/...           what the engine's cache variables point at
         cache/<kind>.restored.json          which generation `cache/<kind>` was unpacked from
+        cache/bytecode/start.json           what a start finds out and maps, beside the bytecode it loads
         cache.cold/<kernels>/<kind>/...     what they point at once these kernels crashed the engine twice
         starts/<kernels>-warm-<start>       a start that is on its way, or ended before it was ready
+        starts/<kernels>.plain              one ended before it was ready: later ones go without levers
         starts/<kernels>.crashed            two did: no start gets these kernels
         models/<slug>/<revision>            symlink to the weights' files/: the `--model` string
         config/                             what vLLM would keep under HOME, whose place it hashes
         shim/                               package metadata that a renamed engine build lacks
-        handoff/{handoff.json,env,serve,ready.py,check.py,plan.json}
+        handoff/{handoff.json,env,serve,ready.py,start.py,ahead.py,check.py,plan.json}
         logs/                               what the engine said while kernels were built
         lock                                one prefill at a time works in a warm dir
         use                                 the name of this warm dir's record under uses/
@@ -52,7 +54,15 @@ FILES: Final = "files"
 ARCHIVE: Final = "tree.tar.zst"
 MANIFEST: Final = "manifest.json"
 
-HANDOFF_FILES: Final = ("check.py", "ready.py", "env", "serve", "handoff.json")
+HANDOFF_FILES: Final = (
+    "check.py",
+    "ready.py",
+    "start.py",
+    "ahead.py",
+    "env",
+    "serve",
+    "handoff.json",
+)
 """In the order they are written: `handoff.json` last says the others are there."""
 
 
@@ -176,6 +186,11 @@ class WarmDir:
     def restored(self, kind: str) -> str:
         """The record of which generation `tree(kind)` holds."""
         return os.path.join(self.root, "cache", f"{kind}.restored.json")
+
+    @property
+    def notes(self) -> str:
+        """What a start finds out and maps: restored with the bytecode that it loads."""
+        return os.path.join(self.root, "cache", "bytecode", "start.json")
 
     @property
     def cold(self) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from warmer.errors import UsageError
 from warmer.model import KERNEL_KINDS, KINDS, Kind, OnMiss
+from warmer.quantities import parse_size
 from warmer.selection import ENGINE, Selection
 from warmer.trust import ANYBODY, Trust
 from warmer.urls import ON_THE_VOLUME, LockUrl, RemoteUrl
@@ -67,6 +68,9 @@ class Settings:
         me: how this process is named to waiters.
         vllm: path of the `vllm` command; None finds it.
         image: digest of the container image; part of the kernels' keys.
+        levers: lever → whether it is used, where the user said so.
+        read_ahead: bytes the server's start reads into the page cache at most; None as memory
+            allows.
         trust: whose kernels are restored, and as whom this warmer signs.
         environment: the process environment at start.
     """
@@ -91,6 +95,8 @@ class Settings:
     me: str = ""
     vllm: str | None = None
     image: str | None = None
+    levers: Mapping[str, bool] = field(default_factory=dict)
+    read_ahead: int | None = None
     trust: Trust = ANYBODY
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -151,6 +157,17 @@ def parse_on_miss(words: Sequence[str]) -> dict[Kind, OnMiss]:
             )
         policies |= dict.fromkeys(groups[name], "fail" if policy == "fail" else "cold")
     return policies
+
+
+def parse_read_ahead(text: str) -> int | None:
+    """Read ``--read-ahead``: None as memory allows, else bytes at most.
+
+    Raises:
+        UsageError: it is neither ``auto``, ``off`` nor a size.
+    """
+    if text in ("auto", "off"):
+        return None if text == "auto" else 0
+    return parse_size(text, "--read-ahead")
 
 
 def parse_directory(path: str, flag: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from warmer import argv, families, freedoms, keys
+from warmer import argv, families, freedoms, keys, levers
 from warmer.model import KERNEL_KINDS, Key, Kind, Wanted
 from warmer.secrecy import secret_name
 
@@ -27,6 +27,7 @@ class Start:
         argv: `vllm serve` arguments after the model.
         env: what the handoff sets: warmer's block, and what vLLM hashes of the rest.
         build_env: the whole environment of the build run; no secrets, nothing of warmer's own.
+        levers: what makes the start faster, and whether it is used.
     """
 
     model_path: str
@@ -34,6 +35,7 @@ class Start:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     build_env: Mapping[str, str]
+    levers: Mapping[str, levers.State]
 
 
 def start(
@@ -61,6 +63,16 @@ def start(
         )
         vllm = freedoms.version(host.stack.vllm)
         hashed = {n: v for n, v in inherited.items() if freedoms.hashed_variable(n, v, vllm)}
+    states = levers.decide(
+        settings.levers,
+        accelerator=host.accelerator.kind if host.accelerator and host.stack else "",
+        flags=settings.flags,
+        inherited=inherited,
+        read_ahead=settings.read_ahead,
+    )
+    for name, variables in levers.VARIABLES.items():
+        if not states[name].on:
+            block = {n: v for n, v in block.items() if n not in variables}
     if any(flag in settings.flags or flag in configured for flag in families.OTHER_REPOSITORIES):
         block = {n: v for n, v in block.items() if not n.endswith("_OFFLINE")}
     name = model.name if model.scheme == "hf" else model.name.rstrip("/").rsplit("/", 1)[-1]
@@ -79,6 +91,7 @@ def start(
         argv=tuple(words),
         env=hashed | block,
         build_env=clean | block | {n: v for n, v in families.BUILDING.items() if n in block},
+        levers=states,
     )
 
 
@@ -103,6 +116,8 @@ def want(
     for kind in families.kinds(host.accelerator.kind):
         if why := families.unneeded(kind, host.stack):
             unneeded[kind] = why
+        elif kind == "bytecode" and not how.levers["bytecode"].on:
+            unneeded[kind] = f"{how.levers['bytecode'].why} bytecode=off"
         elif kind in without:
             continue
         elif kind == "bytecode":

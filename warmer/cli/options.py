@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from warmer import argv, freedoms, settings, urls
+from warmer import argv, freedoms, levers, settings, urls
 from warmer.cli import config_file, trusting
 from warmer.settings import Settings
 
@@ -107,6 +107,21 @@ _COMMON: Final = (
         default="run",
         show_default=True,
         help="Build missing kernels by running the engine once here, or never.",
+    ),
+    option(
+        "--lever",
+        multiple=True,
+        metavar="NAME=on|off",
+        help=f"Switch what makes a start faster: {', '.join(levers.NAMES)}. `plan --explain` "
+        "tells what each does, and its risk.",
+    ),
+    option(
+        "--read-ahead",
+        default="auto",
+        show_default=True,
+        metavar="auto|off|SIZE",
+        help="How much the server's start reads into the page cache while it imports; auto: as "
+        "memory allows.",
     ),
     option(
         "--remote",
@@ -237,6 +252,8 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
             direct=bool(values.get("direct")), keep_cached=not values.get("no_page_cache")
         ),
         prove=bool(values.get("prove")),
+        levers=levers.parse(values.get("lever") or ()),
+        read_ahead=settings.parse_read_ahead(values.get("read_ahead") or "auto"),
         trust=trusting.read(values, environment),
         me=me(),
         environment={

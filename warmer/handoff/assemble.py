@@ -52,11 +52,18 @@ def hand_off(s: Situation, without: Mapping[Kind, str]) -> None:
             argv=serve_argv,
             pieces=pieces,
             command=stack.command if stack is not None else ("vllm",),
-            known=freedoms.FREE_VARIABLES,
+            known=[
+                name
+                for name in freedoms.FREE_VARIABLES
+                if stack is None or freedoms.free_variable(name, freedoms.version(stack.vllm))
+            ],
             use=s.warm.use,
             uses=s.volume.uses,
             warm=s.warm,
             crashes=s.volume.crashes,
+            levers=[name for name, state in s.how.levers.items() if state.on],
+            interpreter=stack.interpreter if stack is not None else "",
+            read_ahead=s.settings.read_ahead,
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Count the starts that end before the server is ready; after two, start without the kernels.
+"""Count the starts that end before the server is ready: after two, start without the kernels.
 
 A kernel that crashes the engine at load does so at every start, and the kubelet starts the server's
 container again, never warmer's. So `serve` asks here before it becomes vLLM. One file, the standard
@@ -12,7 +12,8 @@ other pods learn of it; a start that is ready acquits its kernels.
 A record comes by rename, and is never half there. Nothing here may keep a server from starting:
 whatever fails, the start goes on as if it were the first.
 
-Exit status: 9 start without the kernels; anything else: with them.
+Exit status: 9 start without the kernels; 8 with them, without what makes the start itself faster
+(warmer/levers.py): a start crashed, or would not be counted; anything else: with both.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-WITH, WITHOUT = 0, 9
+WITH, PLAIN, WITHOUT = 0, 8, 9
 _CRASHES = 2
 _PATIENCE = 3600.0
-"""Seconds after which a start that is not ready has at least not crashed at load."""
+"""Seconds after which what is not ready has at least not crashed at load."""
 _POLL = 0.1
 _ANSWER = 5.0
 _HERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked from here
@@ -104,6 +105,7 @@ class Starts:
         self.directory = directory
         self.mark = mark
         self.note = os.path.join(directory, f"{mark}.crashed")
+        self.plain = os.path.join(directory, f"{mark}.plain")
 
     def path(self, sort: str, start: str) -> str:
         """Name the record of a start with (``warm``) or without (``cold``) the kernels."""
@@ -121,9 +123,8 @@ class Starts:
             if not name.startswith(self.mark) and self._ended(name):
                 forget(os.path.join(self.directory, name))
 
-    def begin(self, sort: str, start: str, pieces: Iterable[str]) -> None:
+    def begin(self, path: str, pieces: Iterable[str]) -> None:
         """Leave the record of a start, locked until this process and its children end."""
-        path = self.path(sort, start)
         fresh = os.path.join(self.directory, f".{os.path.basename(path)}")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -183,49 +184,58 @@ def main(words: Sequence[str]) -> int:
     server = find(words[at + 1 :])
     starts = Starts(directory, mark)
     start = os.urandom(8).hex()
-    answer, sort = WITH, "warm"
+    answer, record = WITH, ""
     try:
         os.makedirs(directory, exist_ok=True)
         starts.sweep()
-        known = os.path.exists(starts.note)
-        ended = [] if known else starts.ended("warm")
-        if known or len(ended) >= _CRASHES:
-            _renew(starts, os.path.join(trees, mark), start)
-            answer, sort = WITHOUT, "cold"
-            _say(
-                "these kernels crashed the engine at load twice: starting without them",
-                "the next warmer prefill retires them; the log of the container before says why",
-            )
+        answer, ended = _decide(starts, os.path.join(trees, mark), start)
         if server is None:
             _say("no port is known: a crash at load would not count", "give --port a number")
-            return answer
-        starts.begin(sort, start, pieces)
+            return max(answer, PLAIN)
+        record = starts.path("cold" if answer == WITHOUT else "warm", start)
+        starts.begin(record, pieces)
         parent = os.getppid()
         process = _opened(parent)
         child = os.fork()
     except OSError as exc:
-        forget(starts.path(sort, start))
+        forget(record)
         _say(f"{exc.strerror}: a crash at load would not count", f"look at {exc.filename}")
-        return answer
+        return max(answer, PLAIN)
     if child:
         return answer
     try:
         _detach()
-        tell(crashes, pieces, ended)
-        if sort == "cold":
+        if answer == WITHOUT:  # what a start with levers ended of may be one of them
+            tell(crashes, pieces, ended)
             _touch(starts.note)
         _clear(trees, keep=mark)
         seen = _watch(server, parent, process)
-        if seen == _READY and sort == "warm":
-            for other in starts.ended(sort):
-                forget(starts.path(sort, other))
+        if seen == _READY and answer != WITHOUT:
+            for other in starts.ended("warm"):
+                forget(starts.path("warm", other))
             acquit(crashes, pieces)
         if seen != _ENDED:
-            forget(starts.path(sort, start))
+            forget(record)
     except BaseException:  # noqa: BLE001 - who cannot watch does not count
-        forget(starts.path(sort, start))
+        forget(record)
     finally:
         os._exit(0)
+
+
+def _decide(starts: Starts, tree: str, start: str) -> tuple[int, list[str]]:
+    """Say how this start goes, and which ended too early before it."""
+    known = os.path.exists(starts.note)
+    ended = [] if known else starts.ended("warm")
+    if known or len(ended) >= _CRASHES:
+        _renew(starts, tree, start)
+        what = "these kernels crashed the engine at load twice: starting without them"
+        _say(what, "the next prefill retires them; the log of the container before says why")
+        return WITHOUT, ended
+    if ended or os.path.exists(starts.plain):
+        _touch(starts.plain)
+        _say("a start crashed: now without fork and imports", "see --lever in docs/levers.md")
+        return PLAIN, ended
+    return WITH, ended
 
 
 def _renew(starts: Starts, tree: str, start: str) -> None:

@@ -30,9 +30,10 @@ def write(warm: WarmDir, handoff: Handoff) -> None:
     """
     with using(_PLACE):
         os.makedirs(warm.handoff, exist_ok=True)
-        probe = files("warmer").joinpath("check.py").read_text(encoding="utf-8")
-        counter = files("warmer.handoff").joinpath("ready.py").read_text(encoding="utf-8")
-        texts = render(handoff, directory=warm.handoff, probe=probe, counter=counter)
+        texts = render(handoff, directory=warm.handoff) | {
+            "check.py": files("warmer").joinpath("check.py").read_text(encoding="utf-8"),
+            **{name: script(name) for name in ("ready.py", "start.py", "ahead.py")},
+        }
         last = os.path.join(warm.handoff, HANDOFF_FILES[-1])
         if not all(_holds(os.path.join(warm.handoff, n), text) for n, text in texts.items()):
             with contextlib.suppress(FileNotFoundError):
@@ -40,6 +41,11 @@ def write(warm: WarmDir, handoff: Handoff) -> None:
         for name in HANDOFF_FILES:
             path = os.path.join(warm.handoff, name)
             _replace(path, texts[name], 0o755 if name in ("serve", "check.py") else 0o644)
+
+
+def script(name: str) -> str:
+    """Read one of the scripts that run in the server's container."""
+    return files("warmer.handoff").joinpath(name).read_text(encoding="utf-8")
 
 
 def withdraw(warm: WarmDir) -> None:
