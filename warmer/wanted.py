@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from warmer import argv, families, freedoms, keys, levers
@@ -35,7 +35,7 @@ class Start:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     build_env: Mapping[str, str]
-    levers: Mapping[str, levers.State]
+    levers: Mapping[str, levers.State] = field(default_factory=dict)
 
 
 def start(
@@ -116,8 +116,8 @@ def want(
     for kind in families.kinds(host.accelerator.kind):
         if why := families.unneeded(kind, host.stack):
             unneeded[kind] = why
-        elif kind == "bytecode" and not how.levers["bytecode"].on:
-            unneeded[kind] = f"{how.levers['bytecode'].why} bytecode=off"
+        elif kind == "bytecode" and (off := how.levers.get(kind)) and not off.on:
+            unneeded[kind] = f"{off.why} {kind}=off"
         elif kind in without:
             continue
         elif kind == "bytecode":
