@@ -9,15 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from warmer import argv, families
+from warmer import families
 from warmer.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
+
+    from warmer import argv
 
 _FORK: Final = "VLLM_WORKER_MULTIPROC_METHOD"
+_WORDS: Final = {True: "on", False: "off"}
 _PARALLEL: Final = (
     "--data-parallel-size",
+    "--nnodes",
     "--pipeline-parallel-size",
     "--tensor-parallel-size",
 )
@@ -118,6 +122,7 @@ def decide(
     flags: argv.Flags,
     inherited: Mapping[str, str],
     read_ahead: int | None,
+    configured: Container[str],
 ) -> dict[str, State]:
     """Say of every lever whether this start uses it.
 
@@ -127,31 +132,27 @@ def decide(
         flags: the server's arguments.
         inherited: the environment; who sets a lever's variable has decided.
         read_ahead: bytes at most; None as memory allows, 0 none.
+        configured: flags that a YAML file of vLLM's own sets.
     """
-    return {
-        name: State(chosen[name], "--lever")
-        if name in chosen
-        else _default(name, accelerator, flags, inherited, read_ahead)
-        for name in NAMES
-    }
+    states = {name: State(on=True) for name in NAMES}
+    states["fork"] = _fork(accelerator, flags, inherited, configured)
+    states |= {name: State(on, f"--lever {name}={_WORDS[on]}") for name, on in chosen.items()}
+    if read_ahead == 0:
+        states["read-ahead"] = State(on=False, why="--read-ahead off")
+    return states
 
 
-def _default(
-    name: str,
+def _fork(
     accelerator: str,
     flags: argv.Flags,
     inherited: Mapping[str, str],
-    read_ahead: int | None,
+    configured: Container[str],
 ) -> State:
-    if name == "read-ahead" and read_ahead == 0:
-        return State(on=False, why="--read-ahead off")
-    if name != "fork":
-        return State(on=True)
     if _FORK in inherited:
         return State(on=False, why=f"{_FORK} is set")
     if accelerator != "gpu":
         return State(on=False, why="measured with a GPU alone: OpenMP's threads do not survive it")
-    several = [flag for flag in _PARALLEL if argv.integer(flags, flag, 1) > 1]
-    if several:
-        return State(on=False, why=f"{several[0]}: measured with one rank alone")
+    for flag in _PARALLEL:
+        if flag in configured or any(words != ["1"] for words in flags.get(flag, ())):
+            return State(on=False, why=f"{flag}: measured with one rank alone")
     return State(on=True)

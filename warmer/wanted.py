@@ -69,6 +69,7 @@ def start(
         flags=settings.flags,
         inherited=inherited,
         read_ahead=settings.read_ahead,
+        configured=configured,
     )
     for name, variables in levers.VARIABLES.items():
         if not states[name].on:
@@ -117,7 +118,7 @@ def want(
         if why := families.unneeded(kind, host.stack):
             unneeded[kind] = why
         elif kind == "bytecode" and (off := how.levers.get(kind)) and not off.on:
-            unneeded[kind] = f"{off.why} {kind}=off"
+            unneeded[kind] = off.why
         elif kind in without:
             continue
         elif kind == "bytecode":

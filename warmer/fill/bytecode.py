@@ -6,6 +6,7 @@ safe to share is in `warmer/fill/rehash.py`, the script it is given.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -86,13 +87,14 @@ def take_notes(
         beside: the warm dir, whose own files are not noted: a restore has just written them.
     """
     quiet = {**environment, "PYTHONDONTWRITEBYTECODE": "1"}
-    with as_file(files("warmer.handoff").joinpath("start.py")) as script:
+    notes: dict[str, object] = {}
+    with (
+        contextlib.suppress(EngineError, ValueError, TypeError, IndexError),
+        as_file(files("warmer.handoff").joinpath("start.py")) as script,
+    ):
         words = [interpreter, str(script), "--notes"]
         said = _run(words, quiet, timeout=_BINDING, doing="asking which packages are installed")
-    try:
         notes = dict(json.loads(said[-1]))
-    except (ValueError, TypeError, IndexError):
-        notes = {}
     inside = os.path.join(beside, "")
     notes["libraries"] = sorted(path for path in libraries if not path.startswith(inside))
     with using("the warm dir"), open(place, "w", encoding="utf-8") as f:

@@ -1,12 +1,13 @@
 """Read into the page cache what a start will read, in its order, while Python imports vLLM.
 
-    python3 -IS ahead.py <bytes at most, or auto> <notes, or nothing> <bytecode tree> <model directory>
+    python3 -IS ahead.py <server's pid> <bytes at most, or auto> <notes, or nothing> <bytecode tree>
+        <model directory>
 
 On a node that has not served this model, shared libraries, sources and weights come from a disk at
 the moment they are needed, one after another. Here several threads read them at once: libraries and
 sources first, then the shards as vLLM opens them. What is in memory already is passed over. No more
-is read than memory holds beside the server, and nothing after the server has ended. One file, the
-standard library alone, Python 3.9 or newer; whatever cannot be read is left out.
+is read than memory holds beside the server, and no further block once the server has ended. One file,
+the standard library alone, Python 3.9 or newer; whatever cannot be read is left out.
 """
 
 from __future__ import annotations
@@ -16,45 +17,48 @@ import json
 import os
 import queue
 import re
+import select
+import stat
 import sys
 import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _BLOCK = 8 << 20
 _THREADS = 8
 _ROOM = 0.8
 """The part of the free memory that is filled at most."""
-_GROUP = "/sys/fs/cgroup"
+_GROUPS = "/sys/fs/cgroup"
+_LIMITS = {
+    "": (("memory.max", "memory.high"), "memory.current", ("inactive_file", "active_file")),
+    "memory": (
+        ("memory.limit_in_bytes",),
+        "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
+}
+"""Where cgroup v2 and v1 say what a group may use, uses, and could give up of it."""
 _DIGITS = re.compile(r"(\d+)")
 
 
 class Budget:
-    """Bytes that may still be read, shared by the threads."""
+    """Bytes that may still be read."""
 
     def __init__(self, limit: int) -> None:
         self._left = limit
-        self._guard = threading.Lock()
 
     def take(self, size: int) -> bool:
         """Take from what is left; nothing once it does not suffice."""
-        with self._guard:
-            if size > self._left:
-                self._left = 0
-                return False
-            self._left -= size
-            return True
+        enough = size <= self._left
+        self._left = self._left - size if enough else 0
+        return enough
 
 
 def room() -> int:
-    """Tell how many bytes of page cache fit beside what is running: the node's, the container's."""
-    free = [_available()]
-    with contextlib.suppress(OSError, ValueError):  # no limit
-        cached = _stat("inactive_file") + _stat("active_file")
-        free.append(_number("memory.max") - _number("memory.current") + cached)
-    return max(0, int(min(free) * _ROOM))
+    """Tell how many bytes of page cache fit beside what is running, on the node and in its groups."""
+    return max(0, int(min(_available(), *_limits()) * _ROOM))
 
 
 def _available() -> int:
@@ -65,14 +69,33 @@ def _available() -> int:
     return 0
 
 
-def _number(name: str) -> int:
-    with open(os.path.join(_GROUP, name), encoding="ascii") as f:
+def _limits() -> Iterator[int]:
+    """Tell what each group leaves that this process is in: a container sees its own as the top."""
+    mine: list[list[str]] = []
+    with contextlib.suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as f:
+        mine = [line.rstrip("\n").split(":", 2) for line in f]
+    for _, controllers, path in mine:
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        most, used, cached = _LIMITS["memory" if controllers else ""]
+        top = os.path.join(_GROUPS, "memory") if controllers else _GROUPS
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(parts) + 1):
+            group = os.path.join(top, *parts[:depth])
+            for name in most:
+                with contextlib.suppress(OSError, ValueError):  # no limit, or not seen from here
+                    free = _number(group, name) - _number(group, used)
+                    yield free + _cached(group, cached)
+
+
+def _number(group: str, name: str) -> int:
+    with open(os.path.join(group, name), encoding="ascii") as f:
         return int(f.read())
 
 
-def _stat(name: str) -> int:
-    with open(os.path.join(_GROUP, "memory.stat"), encoding="ascii") as f:
-        return next(int(line.split()[1]) for line in f if line.split()[0] == name)
+def _cached(group: str, names: tuple[str, ...]) -> int:
+    with open(os.path.join(group, "memory.stat"), encoding="ascii") as f:
+        return sum(int(value) for name, value in map(str.split, f) if name in names)
 
 
 def files(notes: str, tree: str, model: str) -> Iterator[str]:
@@ -83,8 +106,7 @@ def files(notes: str, tree: str, model: str) -> Iterator[str]:
         for name in sorted(names):
             yield os.path.join(where, f"{name.partition('.')[0]}.py")
     with contextlib.suppress(OSError):
-        names = [entry.name for entry in os.scandir(model) if entry.is_file()]
-        for name in sorted(names, key=_order):
+        for name in sorted(os.listdir(model), key=_order):
             yield os.path.join(model, name)
 
 
@@ -96,54 +118,71 @@ def _libraries(notes: str) -> list[str]:
         return []
 
 
-def _order(name: str) -> tuple[bool, list[str | int]]:
+def _order(name: str) -> tuple[bool, list[tuple[int, str]]]:
     """Shards come last, by their numbers; what says how to read them comes first."""
-    parts: list[str | int] = [int(part) if part.isdigit() else part for part in _DIGITS.split(name)]
-    return name.endswith((".safetensors", ".bin", ".gguf", ".pt")), parts
+    parts = _DIGITS.split(name)
+    weights = name.endswith((".safetensors", ".bin", ".gguf", ".pt"))
+    # Text is at the even places, digits are at the odd ones.
+    return weights, [(int(part), "") if n % 2 else (0, part) for n, part in enumerate(parts)]
 
 
 def blocks(paths: Iterator[str], budget: Budget) -> Iterator[tuple[str, int]]:
-    """Cut files into blocks, as long as the budget lasts."""
+    """Cut regular files into blocks, as long as the budget lasts."""
     for path in paths:
         try:
-            size = os.stat(path).st_size
-        except OSError:
+            found = os.stat(path)
+        except (OSError, ValueError):
             continue
-        for offset in range(0, size, _BLOCK):
-            if not budget.take(min(_BLOCK, size - offset)):
+        if not stat.S_ISREG(found.st_mode):
+            continue
+        for offset in range(0, found.st_size, _BLOCK):
+            if not budget.take(min(_BLOCK, found.st_size - offset)):
                 return
             yield path, offset
 
 
 def read(path: str, offset: int) -> None:
     """Read a block, unless its first byte is in memory."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            with contextlib.suppress(OSError):  # not in memory, or a filesystem that cannot say
-                os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
-                return
-            os.pread(descriptor, _BLOCK, offset)
-        finally:
-            os.close(descriptor)
+    # Should a pipe be there by now, nobody waits for it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError, NotImplementedError):  # not in memory, or cannot say
+            os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
+            return
+        os.pread(descriptor, _BLOCK, offset)
+    finally:
+        os.close(descriptor)
 
 
-def main(limit: str, notes: str, tree: str, model: str) -> None:
+def living(pid: int) -> Callable[[], bool]:
+    """Make what tells whether a process lives: by a descriptor, where the kernel has such."""
+    try:
+        held = os.pidfd_open(pid)
+    except (OSError, AttributeError):
+        return lambda: os.path.exists(f"/proc/{pid}")
+    end = select.poll()
+    end.register(held, select.POLLIN)
+    return lambda: not end.poll(0)
+
+
+def main(server: str, limit: str, notes: str, tree: str, model: str) -> None:
     """Read all of it, with several threads, until the server is gone."""
-    parent = os.getppid()
+    lives = living(int(server))
+    budget = Budget(room() if limit == "auto" else min(int(limit), room()))
     todo: queue.Queue[tuple[str, int] | None] = queue.Queue(2 * _THREADS)
 
     def work() -> None:
         while (block := todo.get()) is not None:
-            if os.getppid() == parent:
+            with contextlib.suppress(Exception):  # whoever ended here would be waited for
                 read(*block)
 
     threads = [threading.Thread(target=work) for _ in range(_THREADS)]
     for thread in threads:
         thread.start()
     try:
-        budget = Budget(room() if limit == "auto" else min(int(limit), room()))
         for block in blocks(files(notes, tree, model), budget):
+            if not lives():
+                break
             todo.put(block)
     finally:
         for _ in threads:
@@ -152,4 +191,4 @@ def main(limit: str, notes: str, tree: str, model: str) -> None:
 
 if __name__ == "__main__":
     os.nice(5)
-    main(*sys.argv[1:5])
+    main(*sys.argv[1:6])

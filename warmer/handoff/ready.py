@@ -4,16 +4,13 @@ A kernel that crashes the engine at load does so at every start, and the kubelet
 container again, never warmer's. So `serve` asks here before it becomes vLLM. One file, the standard
 library alone, Python 3.9 or newer, run as ``python3 -IS ready.py``.
 
-A start leaves a record. A process that stays behind keeps it locked and takes it away when the
-server answers ``/health``, or lives after an hour, and ends. A record that nobody locks is of a
-start that ended too early. The next start names it on the volume, where it may write there, so that
-other pods learn of it; a start that is ready acquits its kernels.
+A start leaves a record, by rename, never half there. A process that stays behind keeps it locked and
+takes it away when the server answers ``/health``, or lives after an hour, and ends. A record that
+nobody locks is of a start that ended too early. A later start names it on the volume, where it may
+write there, so that other pods learn of it; a start that is ready acquits its kernels.
 
-A record comes by rename, and is never half there. Nothing here may keep a server from starting:
-whatever fails, the start goes on as if it were the first.
-
-Exit status: 9 start without the kernels; 8 with them, without what makes the start itself faster
-(warmer/levers.py): a start crashed, or would not be counted; anything else: with both.
+Exit status: 9 start without the kernels; 8 with them, without the levers on trial (warmer/levers.py):
+a start crashed, or would not be counted; 0 with both. Whatever else Python ends with counts as 8.
 """
 
 from __future__ import annotations
@@ -28,10 +25,8 @@ if TYPE_CHECKING:
 
 WITH, PLAIN, WITHOUT = 0, 8, 9
 _CRASHES = 2
-_PATIENCE = 3600.0
-"""Seconds after which what is not ready has at least not crashed at load."""
-_POLL = 0.1
-_ANSWER = 5.0
+_PATIENCE = 3600.0  # seconds; what lives as long has at least not crashed at load
+_POLL, _ANSWER = 0.1, 5.0
 _HERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked from here
 _READY, _ENDED, _OLD = "ready", "ended", "old"
 
@@ -43,9 +38,7 @@ class Server:
     """
 
     def __init__(self, host: str, port: int, uds: str, *, plain: bool) -> None:
-        self.address = host, port
-        self.uds = uds
-        self.plain = plain
+        self.address, self.uds, self.plain = (host, port), uds, plain
 
     def ready(self) -> bool:
         """Ask once."""
@@ -89,12 +82,11 @@ def find(words: Sequence[str]) -> Server | None:
 def _configured(path: str) -> dict[str, str]:
     """Read where to listen from vLLM's YAML file: the top level is all that can say it."""
     found: dict[str, str] = {}
-    if path:
-        with open(path, encoding="utf-8") as f:
-            for line in f:
-                name, _, value = line.partition(":")
-                if name.strip("\"'") in ("host", "port"):
-                    found[name.strip("\"'")] = value.partition(" #")[0].strip().strip("\"'")
+    with open(path or os.devnull, encoding="utf-8") as f:
+        for line in f:
+            name, _, value = line.partition(":")
+            if name.strip("\"'") in ("host", "port"):
+                found[name.strip("\"'")] = value.partition(" #")[0].strip().strip("\"'")
     return found
 
 
@@ -134,14 +126,12 @@ class Starts:
     def _ended(self, name: str) -> bool:
         try:
             descriptor = os.open(os.path.join(self.directory, name), os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            finally:
+                os.close(descriptor)
         except OSError:
             return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        finally:
-            os.close(descriptor)
         return True
 
 
@@ -177,10 +167,11 @@ def main(words: Sequence[str]) -> int:
 
     Args:
         words: where the records are; where the trees of starts without kernels are; where the
-            volume is told; the mark of the kernels; their names; ``--``; the words after `vllm`.
+            volume is told; the kernels' mark; the levers on trial, as people say them, or an
+            empty word; the kernels' names; ``--``; the words after `vllm`.
     """
     at = words.index("--")
-    directory, trees, crashes, mark, *pieces = words[:at]
+    directory, trees, crashes, mark, levers, *pieces = words[:at]
     server = find(words[at + 1 :])
     starts = Starts(directory, mark)
     start = os.urandom(8).hex()
@@ -188,7 +179,7 @@ def main(words: Sequence[str]) -> int:
     try:
         os.makedirs(directory, exist_ok=True)
         starts.sweep()
-        answer, ended = _decide(starts, os.path.join(trees, mark), start)
+        answer, told = _decide(starts, os.path.join(trees, mark), start, levers)
         if server is None:
             _say("no port is known: a crash at load would not count", "give --port a number")
             return max(answer, PLAIN)
@@ -196,17 +187,16 @@ def main(words: Sequence[str]) -> int:
         starts.begin(record, pieces)
         parent = os.getppid()
         process = _opened(parent)
-        child = os.fork()
+        if os.fork():
+            return answer
     except OSError as exc:
         forget(record)
         _say(f"{exc.strerror}: a crash at load would not count", f"look at {exc.filename}")
         return max(answer, PLAIN)
-    if child:
-        return answer
     try:
         _detach()
-        if answer == WITHOUT:  # what a start with levers ended of may be one of them
-            tell(crashes, pieces, ended)
+        tell(crashes, pieces, told)
+        if answer == WITHOUT:
             _touch(starts.note)
         _clear(trees, keep=mark)
         seen = _watch(server, parent, process)
@@ -222,8 +212,8 @@ def main(words: Sequence[str]) -> int:
         os._exit(0)
 
 
-def _decide(starts: Starts, tree: str, start: str) -> tuple[int, list[str]]:
-    """Say how this start goes, and which ended too early before it."""
+def _decide(starts: Starts, tree: str, start: str, levers: str) -> tuple[int, list[str]]:
+    """Say how this start goes, and which that ended too early the volume is told of."""
     known = os.path.exists(starts.note)
     ended = [] if known else starts.ended("warm")
     if known or len(ended) >= _CRASHES:
@@ -231,10 +221,10 @@ def _decide(starts: Starts, tree: str, start: str) -> tuple[int, list[str]]:
         what = "these kernels crashed the engine at load twice: starting without them"
         _say(what, "the next prefill retires them; the log of the container before says why")
         return WITHOUT, ended
-    if ended or os.path.exists(starts.plain):
+    if levers and (ended or os.path.exists(starts.plain)):
         _touch(starts.plain)
-        _say("a start crashed: now without fork and imports", "see --lever in docs/levers.md")
-        return PLAIN, ended
+        _say(f"a start crashed: now without {levers}", "docs/levers.md says how to switch them off")
+        return PLAIN, []  # that crash may be a lever's, and no kernel's
     return WITH, ended
 
 

@@ -9,7 +9,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from warmer import __version__, families
+from warmer import __version__, families, levers
 
 if TYPE_CHECKING:
     from warmer.handoff.render import Handoff
@@ -57,10 +57,11 @@ if [ "$cold" -eq 9 ]; then
 """
 
 
-# Not waited for, and never a reason not to start.
+# Not waited for, and never a reason not to start. Nor is it a child of the server, which would have
+# to reap it.
 _AHEAD: Final = """\
 if command -v python3 >/dev/null 2>&1; then
-    python3 -IS {ahead} {words} >/dev/null 2>&1 9<&- &
+    (python3 -IS {ahead} $$ {words} </dev/null >/dev/null 2>&1 9<&- &) || :
 fi
 """
 
@@ -135,7 +136,8 @@ def _watch(handoff: Handoff, ready: str) -> str:
         elif value.startswith(warm.cache + os.sep):
             moved = os.path.join(warm.cold, handoff.mark) + value.removeprefix(warm.cache)
             lines.append(f"    export {name}={shlex.quote(moved)}\n")
-    words = (warm.starts, warm.cold, handoff.crashes, handoff.mark, *handoff.suspects)
+    trial = " and ".join(_on_trial(handoff))
+    words = (warm.starts, warm.cold, handoff.crashes, handoff.mark, trial, *handoff.suspects)
     return _WATCH.format(
         ready=shlex.quote(ready), words=shlex.join(words), without="".join(lines) or "    :\n"
     )
@@ -162,9 +164,15 @@ def _levers(handoff: Handoff, start: str) -> str:
         notes=shlex.quote(handoff.warm.notes),
         command=shlex.join(handoff.command),
     )
-    fork = _FORK if "fork" in handoff.levers else ""
-    start = started if "imports" in handoff.levers and handoff.interpreter else ""
-    return _LEVERS.format(fork=fork, start=start) if fork or start else ""
+    on = _on_trial(handoff)
+    fork, start = _FORK if "fork" in on else "", started if "imports" in on else ""
+    return _LEVERS.format(fork=fork, start=start) if on else ""
+
+
+def _on_trial(handoff: Handoff) -> list[str]:
+    """Name the levers that a start which crashed goes without."""
+    possible = levers.ON_TRIAL if handoff.interpreter else ("fork",)
+    return [name for name in possible if name in handoff.levers]
 
 
 def _beside(command: str) -> str:
