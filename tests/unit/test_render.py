@@ -243,6 +243,105 @@ def test_a_python_that_does_not_work_never_denies_the_kernels(pod, status):
         assert pod.serve("--port", "1")[2]["A_CACHE"].startswith(f"{pod.warm.cache}/")
 
 
+def lever(pod, *names, **changed):
+    """Hand kernels off with levers; the stub's own Python tells that `start.py` was given to it."""
+    python = pod.top / "python"
+    python.write_text('#!/bin/sh\nexport STARTED="$1 $2"\nshift 2\nexec "$@"\n')
+    python.chmod(0o755)
+    command = (f"{pod.bin}/vllm",)
+    kernels(pod, levers=names, interpreter=str(python), command=command, **changed)
+
+
+FORK = "VLLM_WORKER_MULTIPROC_METHOD"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("name", ["warm", "it's", '"$(touch pwned)"', "-n"])
+def test_every_shell_starts_without_levers_after_a_crash_and_says_so(tmp_path, shell, name):
+    pod = Pod(tmp_path, name)
+    lever(pod, "fork", "imports", "read-ahead")
+    said, argv, seen = pod.serve("--port", "1", "it's", shell=shell)
+    assert (said, argv[-1], seen[FORK]) == ("", "it's", "fork")
+    assert seen["STARTED"] == f"{pod.warm.handoff}/start.py {pod.warm.notes}"
+    unwatched(pod)
+    said, argv, seen = pod.serve("--port", "1", "it's", shell=shell)
+    assert said.startswith("warmer: a start crashed: now without fork and imports\nhint: ")
+    assert argv[-1] == "it's"
+    assert seen["A_CACHE"] == f"{pod.warm.cache}/jit/it's $HOME", "the kernels are the same"
+    assert not {FORK, "STARTED"} & seen.keys()
+    assert unwatched(pod) == 1
+    assert not (pod.top / "volume's crashes").exists(), "one crash may be a lever's"
+    said, _, seen = pod.serve("--port", "1", shell=shell)
+    assert "twice" in said
+    assert seen["A_CACHE"].startswith(f"{pod.warm.cold}/")
+    assert not {FORK, "STARTED"} & seen.keys()
+    runs.eventually(lambda: len(runs.listing(str(pod.top / "volume's crashes"))) == 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(("fork",), "fork"), (("imports",), "imports"), (("bytecode",), None)]
+)
+def test_what_is_said_to_be_gone_had_been_there(pod, names, said):
+    lever(pod, *names)
+    pod.serve("--port", "1")
+    unwatched(pod)
+    expected = f"warmer: a start crashed: now without {said}\n" if said else ""
+    assert pod.serve("--port", "1")[0].partition("hint: ")[0] == expected
+    unwatched(pod)
+
+
+def test_who_chose_how_processes_begin_has_chosen(pod):
+    lever(pod, "fork")
+    assert pod.serve("--port", "1", env={FORK: "spawn"})[2][FORK] == "spawn"
+
+
+@pytest.mark.parametrize("words", [("--port", "0"), ("--headless",)], ids=str)
+def test_a_start_whose_crash_would_not_count_has_no_levers(pod, words):
+    lever(pod, "fork", "imports")
+    said, _, seen = pod.serve(*words)
+    assert "no port is known" in said
+    assert not {FORK, "STARTED"} & seen.keys()
+
+
+def test_a_start_without_kernels_has_no_levers(pod):
+    lever(pod, "fork", "imports", pieces=[])
+    assert not {FORK, "STARTED"} & pod.serve("--port", "1")[2].keys()
+
+
+def test_where_the_python_of_the_build_is_not_there_vllm_runs_all_the_same(pod):
+    lever(pod, "fork", "imports")
+    (pod.top / "python").unlink()
+    said, argv, seen = pod.serve("--port", "1")
+    assert (said, argv[0], seen[FORK], "STARTED" in seen) == ("", "serve", "fork", False)
+
+
+def test_what_reads_ahead_is_told_what_and_for_whom_and_inherits_no_lock(pod):
+    """The lock of `warmer gc` goes on as descriptor 9: it must end with the server."""
+    lever(pod, "read-ahead", read_ahead=5, use=f"{pod.warm.root}/use", uses=str(pod.top))
+    Path(pod.warm.use).write_text("0123456789abcdef boot\n")
+    (pod.top / "0123456789abcdef.live").touch()
+    python = Path(pod.bin, "python3")
+    real = shutil.which("python3")
+    python.write_text(
+        "#!/bin/sh\n"
+        f'case "$2" in *ahead.py) ;; *) exec {real} "$@" ;; esac\n'
+        '{ printf "%s\\n" "$@"; ls -l /proc/self/fd; } >"$OUT/ahead.new"\n'
+        'mv "$OUT/ahead.new" "$OUT/ahead"\n'
+    )
+    python.chmod(0o755)
+    Path(pod.bin, "vllm").write_text(
+        f'{STUB}echo $$ >"$OUT/pid"\nls -l /proc/self/fd >"$OUT/fds"\n'
+    )
+    pod.serve("--port", "1")
+    runs.eventually((pod.top / "ahead").exists)
+    words = (pod.top / "ahead").read_text().splitlines()
+    assert words[:2] == ["-IS", f"{pod.warm.handoff}/ahead.py"]
+    assert words[2] == (pod.top / "pid").read_text().strip()
+    assert words[3:7] == ["5", pod.warm.notes, "", "/v/x"]
+    assert ".live" in (pod.top / "fds").read_text(), "the server holds the lock"
+    assert not [line for line in words if ".live" in line]
+
+
 def test_other_kernels_begin_with_no_crashes(pod):
     kernels(pod)
     for _ in range(2):
@@ -280,6 +379,7 @@ def test_the_shape_of_the_record_never_changes(pod):
         "served_name": "org/x",
         "env": {"A": "1", "B": "2"},
         "argv": ["--x", "ü"],
+        "levers": [],
         "crashed": "",
         "pieces": [
             {"kind": "weights", "key": "a" * 64, "restored": None} | whole | weights,

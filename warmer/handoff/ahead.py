@@ -58,7 +58,7 @@ class Budget:
 
 def room() -> int:
     """Tell how many bytes of page cache fit beside what is running, on the node and in its groups."""
-    return max(0, int(min(_available(), *_limits()) * _ROOM))
+    return max(0, int(min([_available(), *_limits()]) * _ROOM))
 
 
 def _available() -> int:
@@ -187,6 +187,8 @@ def main(server: str, limit: str, notes: str, tree: str, model: str) -> None:
     finally:
         for _ in threads:
             todo.put(None)
+        for thread in threads:
+            thread.join()
 
 
 if __name__ == "__main__":
