@@ -139,9 +139,9 @@ def test_the_current_directory_never_gets_onto_the_path(pod, command):
 # --- what a pod's environment may hold ------------------------------------------------------------
 
 
-def started(pod, environment):
-    """Hand off for a pod with this environment, as `prefill` would."""
-    s = handed.situation(pod.top)
+def started(pod, environment, vllm="0.32.0"):
+    """Hand off for a pod with this environment and vLLM, as `prefill` would."""
+    s = handed.situation(pod.top, stack=dataclasses.replace(handed.STACK, vllm=vllm))
     settings = dataclasses.replace(s.settings, environment=environment)
     how = wanted.start(settings, s.host, handed.MODEL, s.warm, configured=())
     hand_off(dataclasses.replace(s, settings=settings, how=how), {})
@@ -154,6 +154,18 @@ def test_a_variable_with_a_name_no_shell_takes_never_denies_a_start(pod, shell, 
     _, argv, seen = pod.serve(shell=shell, env={name: "1"})
     assert argv[0] == "serve"
     assert seen["VLLM_GOOD"] == "2"
+
+
+@pytest.mark.parametrize(("vllm", "free"), [("0.26.0", False), ("0.31.9", False), ("0.32.0", True)])
+def test_it_warns_of_what_this_very_vllm_would_compile_for(pod, vllm, free):
+    """Before 0.32 the level of the log decides what is compiled (docs/perturbations.md)."""
+    level = "VLLM_LOGGING_LEVEL"
+    started(pod, {}, vllm)
+    said = pod.serve(env={level: "DEBUG", "VLLM_PORT": "80"})[0]
+    assert (level in said, len(said.splitlines())) == (not free, int(not free))
+    started(pod, {level: "DEBUG"}, vllm)
+    said, _, seen = pod.serve()
+    assert (said, seen.get(level)) == ("", None if free else "DEBUG")
 
 
 def test_a_value_that_is_no_utf_8_gets_through(pod):
