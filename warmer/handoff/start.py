@@ -87,7 +87,8 @@ def main(notes: str, command: Sequence[str]) -> None:
     if not (module or begins_with(command[0], sys.executable)):
         os.execv(command[0], [*command])  # noqa: S606 - not ours to run
     sys.argv[:] = command[2:] if module else command
-    sys.orig_argv[:] = command if module else [sys.executable, *command]
+    if hasattr(sys, "orig_argv"):  # since 3.10
+        sys.orig_argv[:] = command if module else [sys.executable, *command]
     if not getattr(sys.flags, "safe_path", False):
         script = os.path.realpath(command[0])
         sys.path[0] = os.getcwd() if module else os.path.dirname(script)
