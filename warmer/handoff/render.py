@@ -10,16 +10,17 @@ import hashlib
 import json
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from warmer import __version__, families
+from warmer import __version__, families, freedoms
+from warmer.handoff import script
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from warmer.layout import WarmDir
-    from warmer.model import Kind
+    from warmer.model import Key, Kind
 
 SCHEMA_VERSION: Final = 1
 
@@ -52,6 +53,23 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Harvest:
+    """What a sidecar may publish of what the server builds.
+
+    Attributes:
+        forbidden: why it may publish nothing; empty where it may.
+        keys: kernel kind → its key.
+        interpreter: the Python that the engine of the keys runs on.
+        trusted: ids of the keys by one of which kernels must be signed; none where they need not.
+    """
+
+    forbidden: str = "nothing was said of it"
+    keys: Mapping[Kind, Key] = field(default_factory=dict)
+    interpreter: str = ""
+    trusted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Handoff:
     """Everything the server is started with.
 
@@ -68,6 +86,7 @@ class Handoff:
         uses: the directory on the volume where `serve` locks that record for the server.
         warm: where starts are counted, and go on without kernels; None: they are not.
         crashes: the directory on the volume where starts that crashed are told.
+        harvest: what a sidecar may publish.
     """
 
     model_path: str
@@ -82,6 +101,7 @@ class Handoff:
     uses: str = ""
     warm: WarmDir | None = None
     crashes: str = ""
+    harvest: Harvest = Harvest()
 
     @property
     def suspects(self) -> tuple[str, ...]:
@@ -101,77 +121,29 @@ class Handoff:
         return self.warm.crashed(self.mark) if self.warm and self.suspects else ""
 
 
-# The loop names what would make the kernels miss before vLLM spends minutes finding out.
-_SERVE: Final = """\
-#!/bin/sh
-# Written by warmer {version}. Starts vLLM as its kernels were built; further arguments go to
-# `vllm serve` after the ones below.
-set -eu
-unset WARMER_SIGNING_KEY # an engine has no use for it
-known=' {known} '
-for name in $(env | sed -n 's/^\\(VLLM_[A-Za-z0-9_]*\\)=.*/\\1/p'); do
-    case "$known" in
-        *" $name "*) continue ;;
-    esac
-    case "$name" in # Kubernetes describes the services of a namespace in such names
-        *_SERVICE_HOST | *_SERVICE_PORT* | *_PORT | *_PORT_[0-9]*_*) ;;
-        *) echo "warmer: $name was not set when the kernels were built; they may not hit" >&2 ;;
-    esac
-done
-{hold}. {env}
-PATH="$PATH"{bin}
-export PATH
-set -- serve {words} "$@"
-{watch}if command -v {program} >/dev/null 2>&1; then
-    exec {command} "$@"
-fi
-exec vllm "$@"
-"""
-
-
-# Not in the background: what decides must have decided, and leaves its own process behind.
-_WATCH: Final = """\
-# Kernels that crashed the engine at load twice are not given to a third start.
-cold=0
-if command -v python3 >/dev/null 2>&1; then
-    python3 -IS {ready} {words} -- "$@" 9<&- || cold=$?
-else
-    echo 'warmer: no python3 here: starts that crash are not counted' >&2
-fi
-if [ "$cold" -eq 9 ]; then
-{without}fi
-"""
-
-
-# The lock goes with the descriptor through exec to the server, and ends with it.
-_HOLD: Final = """\
-# Locked while the server runs: `warmer gc` leaves alone what it was handed.
-if {{ read -r user _ <{use}; }} 2>/dev/null && command -v flock >/dev/null 2>&1; then
-    live={uses}/"$user".live
-    if [ -f "$live" ] && (: <"$live") 2>/dev/null; then
-        exec 9<"$live"
-        flock -s -n 9 2>/dev/null || {{ sleep 1 && flock -s -n 9; }} 2>/dev/null ||
-            echo "warmer: cannot lock $live: warmer gc sees only when this pod started" >&2
-    fi
-fi
-"""
-
-
-def render(handoff: Handoff, *, directory: str, probe: str, counter: str) -> dict[str, str]:
+def render(
+    handoff: Handoff, *, directory: str, probe: str, counter: str, noter: str
+) -> dict[str, str]:
     """Render every file of the handoff.
 
     Args:
         handoff: the values.
         directory: where the files will be, absolute.
         probe: the source of the readiness probe.
+        noter: text of what notes how the server was started.
         counter: the source of what counts the starts.
 
     Returns:
         File name → text.
     """
-    serve = _SERVE.format(
+    record = as_json(handoff)
+    keys = _keys(handoff)
+    keys["handoff"] = hashlib.sha256(json.dumps([record, keys]).encode()).hexdigest()
+    serve = script.SERVE.format(
         version=__version__,
         known=" ".join(sorted({*handoff.env, *handoff.known})),
+        hashed=_hashed(),
+        note=_note(handoff, directory, keys["handoff"]),
         env=shlex.quote(os.path.join(directory, "env")),
         hold=_hold(handoff),
         watch=_watch(handoff, os.path.join(directory, "ready.py")),
@@ -183,9 +155,11 @@ def render(handoff: Handoff, *, directory: str, probe: str, counter: str) -> dic
     return {
         "check.py": probe,
         "ready.py": counter,
+        "installed.py": noter,
         "env": _env(handoff.env),
+        "keys.json": json.dumps(keys, indent=1) + "\n",
         "serve": serve,
-        "handoff.json": json.dumps(as_json(handoff), indent=1) + "\n",
+        "handoff.json": json.dumps(record, indent=1) + "\n",
     }
 
 
@@ -193,7 +167,7 @@ def _hold(handoff: Handoff) -> str:
     """What keeps the record of use locked; the same text in every pod."""
     if not handoff.use:
         return ""
-    return _HOLD.format(use=shlex.quote(handoff.use), uses=shlex.quote(handoff.uses))
+    return script.HOLD.format(use=shlex.quote(handoff.use), uses=shlex.quote(handoff.uses))
 
 
 def _watch(handoff: Handoff, ready: str) -> str:
@@ -209,9 +183,42 @@ def _watch(handoff: Handoff, ready: str) -> str:
             moved = os.path.join(warm.cold, handoff.mark) + value.removeprefix(warm.cache)
             lines.append(f"    export {name}={shlex.quote(moved)}\n")
     words = (warm.starts, warm.cold, handoff.crashes, handoff.mark, *handoff.suspects)
-    return _WATCH.format(
+    return script.WATCH.format(
         ready=shlex.quote(ready), words=shlex.join(words), without="".join(lines) or "    :\n"
     )
+
+
+def _note(handoff: Handoff, directory: str, identity: str) -> str:
+    """What leaves a note of how the server was started."""
+    if handoff.warm is None:
+        return ""
+    return script.NOTE.format(
+        served=shlex.quote(handoff.warm.served),
+        server=shlex.quote(handoff.warm.server),
+        interpreter=shlex.quote(handoff.harvest.interpreter),
+        installed=shlex.quote(os.path.join(directory, "installed.py")),
+        identity=identity,
+        program=shlex.quote(handoff.command[0]),
+    )
+
+
+def _hashed() -> str:
+    """What sed prints of `env`: the names that decide what is built, if they are not known."""
+    names = [rf"{prefix}[A-Za-z0-9_]*" for prefix in freedoms.HASHED_PREFIXES]
+    names += freedoms.HASHED_NAMES
+    return " ".join(rf"-e 's/^\({name}\)=.*/\1/p'" for name in names)
+
+
+def _keys(handoff: Handoff) -> dict[str, Any]:
+    """Render what a sidecar needs that a server does not: factors, to publish under their key."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "forbidden": handoff.harvest.forbidden,
+        "trusted": list(handoff.harvest.trusted),
+        "command": handoff.command[0],
+        "interpreter": handoff.harvest.interpreter,
+        "keys": {kind: dict(key.factors) for kind, key in handoff.harvest.keys.items()},
+    }
 
 
 def as_json(handoff: Handoff) -> dict[str, Any]:
