@@ -53,7 +53,8 @@ class Settings:
         model: the model as asked for.
         serve_argv: the words after ``--``, as given.
         flags: the same, parsed.
-        compile: ``run`` the engine here to build kernels, or ``never``.
+        compile: ``run`` the engine here to build kernels, leave it to the server and ``harvest`` what it
+            builds, or ``never``.
         on_miss: kind → what to do when it cannot be filled.
         wait: seconds to wait for another owner; None waits as long as filling would take.
         engine_timeout: seconds the engine run may take until it answers.
@@ -103,6 +104,10 @@ class Settings:
     @property
     def forbidden(self) -> str:
         """Why kernels may not be built here; empty where they may."""
+        if self.compile == "harvest":
+            return (
+                "--compile=harvest builds none here: what the server builds, its sidecar publishes"
+            )
         if self.compile != "run":
             return f"--compile={self.compile} builds none"
         if self.trust.forbids_publishing:
@@ -112,6 +117,29 @@ class Settings:
     def policy(self, kind: Kind) -> OnMiss:
         """What a missing piece means: weights fail the start, kernels let it be cold."""
         return self.on_miss.get(kind, "cold" if kind in KERNEL_KINDS else "fail")
+
+
+def consistent(chosen: Settings) -> Settings:
+    """Insist that the choices go together.
+
+    Raises:
+        UsageError: they do not.
+    """
+    denied = [kind for kind in KERNEL_KINDS if chosen.policy(kind) == "fail"]
+    if chosen.compile == "harvest" and denied:
+        raise UsageError(
+            f"got --compile=harvest and --on-miss {denied[0]}=fail, expected one of them: the server "
+            "that is to build what is missing would never start",
+            reason="harvest-or-fail",
+            hint="--on-miss kernels=cold; or --compile=run, which builds before the start",
+        )
+    if chosen.compile == "harvest" and chosen.prove:
+        raise UsageError(
+            "got --compile=harvest and --prove, expected one of them: there may be nothing to prove",
+            reason="harvest-or-prove",
+            hint="--compile=run builds before the start, and can be proved",
+        )
+    return chosen
 
 
 def parse_selection(

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
     from warmer.layout import WarmDir
-    from warmer.model import Host, ModelRef
+    from warmer.machine import Host
+    from warmer.model import ModelRef
     from warmer.settings import Settings
 
 

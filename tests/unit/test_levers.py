@@ -7,7 +7,8 @@ import pytest
 from warmer import argv, families, levers, wanted
 from warmer.errors import UsageError
 from warmer.layout import WarmDir
-from warmer.model import Accelerator, Host, ModelRef, Stack
+from warmer.machine import Accelerator, Host, Stack
+from warmer.model import ModelRef
 from warmer.settings import Settings, parse_read_ahead
 
 GPU = Accelerator("gpu", "NVIDIA H200", "9.0")

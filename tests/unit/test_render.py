@@ -1,6 +1,7 @@
 """The rendered handoff (`warmer.handoff.render`), run by real shells with a stub for vllm."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import runs
 from warmer import freedoms, wanted
 from warmer.handoff import write
 from warmer.handoff.assemble import hand_off
-from warmer.handoff.render import Handoff, Piece, as_json
+from warmer.handoff.render import Handoff, Harvest, Piece, as_json
 from warmer.layout import HANDOFF_FILES, Volume, WarmDir
 from warmer.model import Key
 from warmer.observe.crashes import Crashes
@@ -413,3 +414,74 @@ def test_the_record_and_the_scripts_say_the_same(pod):
     record = as_json(handoff)
     assert argv == ["serve", record["model_path"], *record["argv"]]
     assert {name: seen[name] for name in record["env"]} == record["env"]
+
+
+def note(pod):
+    return json.loads(Path(pod.warm.server).read_text())
+
+
+def noting(pod, **changed):
+    """Write a handoff whose starts are noted by this very Python."""
+    Path(pod.warm.root).mkdir(exist_ok=True)
+    (pod.top / "c.yaml").write_text("port: 1\n")
+    factors = {f"file.{pod.top}/c.yaml": "digest", "file./no/such.yaml": "digest", "engine.a": "1"}
+    keys = {"compile": Key("compile", factors)}
+    harvest = Harvest("", keys, interpreter=sys.executable)
+    pod.write(warm=pod.warm, known=freedoms.FREE_VARIABLES, harvest=harvest, **changed)
+    return json.loads(Path(pod.warm.keys).read_text())["handoff"]
+
+
+@pytest.mark.parametrize("shell", [None, *SHELLS])
+def test_how_a_server_was_started_is_noted_in_names_and_numbers(tmp_path, shell):
+    pod = Pod(tmp_path, "it's here")
+    identity = noting(pod, env={"VLLM_GOOD": "1"})
+    quiet = {"VLLM_GOOD": "2", "VLLM_LOGGING_LEVEL": "x", "X": "VLLM_NO=1"}
+    err, _, _ = pod.serve(shell=shell, env=quiet | {"VLLM_X_SERVICE_HOST": "1.2.3.4"})
+    found = note(pod)
+    engine, files = found.pop("engine"), found.pop("files")
+    digest = hashlib.sha256(b"port: 1\n").hexdigest()
+    assert files == {f"{pod.top}/c.yaml": digest, "/no/such.yaml": None}
+    clean = {"schema_version": 1, "handoff": identity, "extra": 0, "unknown": [], "cold": False}
+    assert (found, err) == (clean | {"first": True}, "")
+    assert engine["command"] == f"{pod.bin}/vllm"
+    assert engine["interpreter"] is None, "the stub is a shell's"
+    assert engine["python"] == ".".join(map(str, sys.version_info[:3]))
+    env = {"VLLM_BAD": "planted", "TORCHINDUCTOR_X": "planted", "OMP_NUM_THREADS": "3"}
+    err, argv, _ = pod.serve("--api-key", "planted", shell=shell, env=env)
+    assert argv[-2:] == ["--api-key", "planted"]
+    assert sorted(note(pod).pop("unknown")) == sorted(env)
+    assert (note(pod)["extra"], note(pod)["first"]) == (2, False)
+    assert "planted" not in Path(pod.warm.server).read_text()
+    assert err.count("\n") == 1 and "VLLM_BAD" in err, "of others, nobody was told before"
+    left = {name for name in os.listdir(pod.warm.root) if name.startswith("serve")}
+    assert left == {"served", "server.json"}
+
+
+@pytest.mark.parametrize("shell", [None, *SHELLS])
+def test_a_note_that_cannot_be_written_keeps_no_server_from_starting(pod, shell):
+    noting(pod)
+    os.mkdir(pod.warm.server)
+    err, argv, _ = pod.serve(shell=shell)
+    assert argv[0] == "serve"
+    assert "not harvested" in err
+    assert os.listdir(pod.warm.server) == []
+
+
+def test_an_image_without_the_python_of_the_keys_notes_nothing_and_counts_as_a_start(pod):
+    noting(pod)
+    pod.serve()
+    pod.write(warm=pod.warm, harvest=Harvest("", interpreter="/no/python"))
+    assert pod.serve()[0] == ""
+    assert not os.path.exists(pod.warm.server), "the note of another server is no note of this one"
+    noting(pod)
+    pod.serve()
+    assert note(pod)["first"] is False
+
+
+def test_another_handoff_is_another_identity(pod):
+    pod.write()
+    first = Path(pod.warm.keys).read_text()
+    pod.write()
+    assert Path(pod.warm.keys).read_text() == first
+    pod.write(argv=["--seed", "1"])
+    assert json.loads(Path(pod.warm.keys).read_text())["handoff"] not in first

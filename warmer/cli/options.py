@@ -103,10 +103,11 @@ _COMMON: Final = (
     option("--image", metavar="DIGEST", help="Digest of the container image; part of the keys."),
     option(
         "--compile",
-        type=click.Choice(["run", "never"]),
+        type=click.Choice(["run", "harvest", "never"]),
         default="run",
         show_default=True,
-        help="Build missing kernels by running the engine once here, or never.",
+        help="Build missing kernels by running the engine once here, leave them to the server and its "
+        "sidecar (harvest), or never.",
     ),
     option(
         "--lever",
@@ -233,7 +234,7 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
         for name in ("compile", "retry", "workers", "wait", "engine_timeout", "vllm", "image")
         if values.get(name) is not None
     }
-    return Settings(
+    chosen_by_user = Settings(
         volume=settings.parse_directory(values["volume"], "--volume"),
         warm_dir=settings.parse_directory(values["warm_dir"], "--warm-dir"),
         model=urls.parse_model(values["model"]),
@@ -263,6 +264,7 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
         },
         **chosen,
     )
+    return settings.consistent(chosen_by_user)
 
 
 def me() -> str:

@@ -14,8 +14,9 @@ from warmer.quantities import show_bytes
 from warmer.secrecy import printable
 
 if TYPE_CHECKING:
-    from warmer.model import Host, Nearest, Step
-    from warmer.prefill import Outcome
+    from warmer.machine import Host
+    from warmer.model import Nearest, Step
+    from warmer.outcome import Outcome
     from warmer.settings import Settings
     from warmer.situation import Situation
 

@@ -37,11 +37,17 @@ class Claims:
 
     Args:
         open_lock: opens the lock when something is to be filled, and not before.
+
+    Attributes:
+        waited: seconds spent asking and waiting, in all claims.
+        takeovers: times that an owner was succeeded which had not given the lock back.
     """
 
     def __init__(self, open_lock: Callable[[], Lock]) -> None:
         self._open = open_lock
         self._lock: Lock | None = None
+        self.waited = 0.0
+        self.takeovers = 0
 
     @contextmanager
     def claim(self, key: Key, *, wait: float, filled: Callable[[], bool]) -> Iterator[Grant | None]:
@@ -58,9 +64,13 @@ class Claims:
             VolumeError: the lock does not work here.
             LockError: the lock's service failed or refused.
         """
-        grant = None
+        grant, started = None, time.monotonic()
         try:
-            grant = _Waiting(self._ask, self._leave, key, wait=wait, filled=filled).grant()
+            try:
+                grant = _Waiting(self._ask, self._leave, key, wait=wait, filled=filled).grant()
+            finally:
+                self.waited += time.monotonic() - started
+            self.takeovers += grant is not None and grant.took_over
             yield grant
         finally:
             if grant is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from warmer import __version__
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from warmer.layout import WarmDir
-    from warmer.model import Kind
+    from warmer.model import Key, Kind
 
 SCHEMA_VERSION: Final = 1
 
@@ -48,6 +48,23 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Harvest:
+    """What a sidecar may publish of what the server builds.
+
+    Attributes:
+        forbidden: why it may publish nothing; empty where it may.
+        keys: kernel kind → its key.
+        interpreter: the Python that the engine of the keys runs on.
+        trusted: ids of the keys by one of which kernels must be signed; none where they need not.
+    """
+
+    forbidden: str = "nothing was said of it"
+    keys: Mapping[Kind, Key] = field(default_factory=dict)
+    interpreter: str = ""
+    trusted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Handoff:
     """Everything the server is started with.
 
@@ -67,6 +84,7 @@ class Handoff:
         levers: names of those this start uses (warmer/levers.py).
         interpreter: the Python that `command` runs on; empty where it is not known.
         read_ahead: bytes to read into the page cache at most; None as memory allows.
+        harvest: what a sidecar may publish.
     """
 
     model_path: str
@@ -84,6 +102,7 @@ class Handoff:
     levers: Collection[str] = ()
     interpreter: str = ""
     read_ahead: int | None = None
+    harvest: Harvest = Harvest()
 
     @property
     def suspects(self) -> tuple[str, ...]:
@@ -113,10 +132,26 @@ def render(handoff: Handoff, *, directory: str) -> dict[str, str]:
     Returns:
         File name → text.
     """
+    record = as_json(handoff)
+    keys = _keys(handoff)
+    keys["handoff"] = hashlib.sha256(json.dumps([record, keys]).encode()).hexdigest()
     return {
         "env": _env(handoff.env),
-        "serve": script.serve(handoff, directory),
-        "handoff.json": json.dumps(as_json(handoff), indent=1) + "\n",
+        "keys.json": json.dumps(keys, indent=1) + "\n",
+        "serve": script.serve(handoff, directory, keys["handoff"]),
+        "handoff.json": json.dumps(record, indent=1) + "\n",
+    }
+
+
+def _keys(handoff: Handoff) -> dict[str, Any]:
+    """Render what a sidecar needs that a server does not: factors, to publish under their key."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "forbidden": handoff.harvest.forbidden,
+        "trusted": list(handoff.harvest.trusted),
+        "command": handoff.command[0],
+        "interpreter": handoff.harvest.interpreter,
+        "keys": {kind: dict(key.factors) for kind, key in handoff.harvest.keys.items()},
     }
 
 

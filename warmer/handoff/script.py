@@ -9,7 +9,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from warmer import __version__, families, levers
+from warmer import __version__, families, freedoms, levers
 
 if TYPE_CHECKING:
     from warmer.handoff.render import Handoff
@@ -22,23 +22,45 @@ _SERVE: Final = """\
 set -eu
 unset WARMER_SIGNING_KEY # an engine has no use for it
 known=' {known} '
-for name in $(env | sed -n 's/^\\(VLLM_[A-Za-z0-9_]*\\)=.*/\\1/p'); do
+unknown=
+for name in $(env | sed -n {hashed}); do
     case "$known" in
         *" $name "*) continue ;;
     esac
     case "$name" in # Kubernetes describes the services of a namespace in such names
-        *_SERVICE_HOST | *_SERVICE_PORT* | *_PORT | *_PORT_[0-9]*_*) ;;
-        *) echo "warmer: $name was not set when the kernels were built; they may not hit" >&2 ;;
+        *_SERVICE_HOST | *_SERVICE_PORT* | *_PORT | *_PORT_[0-9]*_*) continue ;;
+    esac
+    unknown="$unknown $name"
+    case "$name" in
+        VLLM_*) echo "warmer: $name was not set when the kernels were built; they may not hit" >&2 ;;
     esac
 done
 {hold}. {env}
 PATH="$PATH"{bin}
 export PATH
+extra=$#
 set -- serve {words} "$@"
-{watch}{ahead}{levers}if command -v {program} >/dev/null 2>&1; then
+{watch}{note}{ahead}{levers}if command -v {program} >/dev/null 2>&1; then
     exec {command} "$@"
 fi
 exec vllm "$@"
+"""
+
+
+# Whether a server was the first in its warm dir is told by a name that only one can make. The note of
+# one before is gone before this one may write in the caches, whether or not it is noted itself.
+_NOTE: Final = """\
+# For `warmer sidecar`: how this server was started, and on what. It holds the lock while it runs.
+first=no
+if (set -C && : >{served}) 2>/dev/null; then
+    first=yes
+fi
+rm -f {server} 2>/dev/null || :
+if [ -x {interpreter} ] && (: >{server}.$$) 2>/dev/null; then
+    exec 8>{server}.$$
+    {interpreter} {installed} 8 {server}.$$ {server} {identity} "$extra" "$first" "${{cold:-0}}" \\
+        "$(command -v {program} || :)" $unknown 9<&- || rm -f {server}.$$ || :
+fi
 """
 
 
@@ -58,10 +80,10 @@ if [ "$cold" -eq 9 ]; then
 
 
 # Not waited for, and never a reason not to start. Nor is it a child of the server, which would have
-# to reap it.
+# to reap it, nor has it the locks that end with the server.
 _AHEAD: Final = """\
 if command -v python3 >/dev/null 2>&1; then
-    (python3 -IS {ahead} $$ {words} </dev/null >/dev/null 2>&1 9<&- &) || :
+    (python3 -IS {ahead} $$ {words} </dev/null >/dev/null 2>&1 8<&- 9<&- &) || :
 fi
 """
 
@@ -95,16 +117,19 @@ fi
 """
 
 
-def serve(handoff: Handoff, directory: str) -> str:
+def serve(handoff: Handoff, directory: str, identity: str) -> str:
     """Render the script.
 
     Args:
         handoff: the values.
         directory: where the handoff's files will be, absolute.
+        identity: what a sidecar knows this handoff by.
     """
     return _SERVE.format(
         version=__version__,
         known=" ".join(sorted({*handoff.env, *handoff.known})),
+        hashed=_hashed(),
+        note=_note(handoff, directory, identity),
         env=shlex.quote(os.path.join(directory, "env")),
         hold=_hold(handoff),
         watch=_watch(handoff, os.path.join(directory, "ready.py")),
@@ -141,6 +166,27 @@ def _watch(handoff: Handoff, ready: str) -> str:
     return _WATCH.format(
         ready=shlex.quote(ready), words=shlex.join(words), without="".join(lines) or "    :\n"
     )
+
+
+def _note(handoff: Handoff, directory: str, identity: str) -> str:
+    """What leaves a note of how the server was started."""
+    if handoff.warm is None:
+        return ""
+    return _NOTE.format(
+        served=shlex.quote(handoff.warm.served),
+        server=shlex.quote(handoff.warm.server),
+        interpreter=shlex.quote(handoff.harvest.interpreter),
+        installed=shlex.quote(os.path.join(directory, "installed.py")),
+        identity=identity,
+        program=shlex.quote(handoff.command[0]),
+    )
+
+
+def _hashed() -> str:
+    """What sed prints of `env`: the names that decide what is built, if they are not known."""
+    names = [rf"{prefix}[A-Za-z0-9_]*" for prefix in freedoms.HASHED_PREFIXES]
+    names += freedoms.HASHED_NAMES
+    return " ".join(rf"-e 's/^\({name}\)=.*/\1/p'" for name in names)
 
 
 def _ahead(handoff: Handoff, ahead: str) -> str:

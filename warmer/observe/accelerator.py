@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 
-from warmer.model import Accelerator
+from warmer.machine import Accelerator
 
 
 def gpu() -> Accelerator | None:
