@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from warmer.layout import WarmDir
-    from warmer.model import Kind, Stack
+    from warmer.machine import Stack
+    from warmer.model import Kind
 
 
 @dataclass(frozen=True, slots=True)

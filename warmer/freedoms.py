@@ -92,7 +92,8 @@ FREE_VARIABLES: Final[Mapping[str, Version]] = {
     "VLLM_DP_MASTER_PORT": ALWAYS,
     "VLLM_NIXL_SIDE_CHANNEL_HOST": (0, 32),
     # What it logs and reports.
-    "VLLM_LOGGING_LEVEL": ALWAYS,
+    # Before torch 2.12, DEBUG compiles other code (vllm/config/compilation.py, `enable_asserts`).
+    "VLLM_LOGGING_LEVEL": (0, 32),
     "VLLM_LOGGING_PREFIX": ALWAYS,
     "VLLM_LOGGING_STREAM": ALWAYS,
     "VLLM_LOGGING_CONFIG_PATH": ALWAYS,
@@ -103,7 +104,7 @@ FREE_VARIABLES: Final[Mapping[str, Version]] = {
     "VLLM_USAGE_STATS_SERVER": ALWAYS,
     # How it starts and serves, not what it compiles.
     "VLLM_WORKER_MULTIPROC_METHOD": ALWAYS,
-    "VLLM_ENABLE_STARTUP_PLAN": (0, 32),
+    "VLLM_ENABLE_STARTUP_PLAN": (0, 26),
     "VLLM_FORCE_AOT_LOAD": ALWAYS,
     "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": ALWAYS,
     "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": ALWAYS,

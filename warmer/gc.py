@@ -111,6 +111,7 @@ def collect(
         if not dry:
             claims = Claims(lambda: open_lock(lock, volume=volume, me=me))
             _carry_out(volume, claims, outcome, outcome.decision.steps, keep=keep)
+            removal.count(volume, outcome.size("remove"))
             _log.info(
                 "collected",
                 hidden_bytes=outcome.size("hide"),

@@ -17,7 +17,8 @@ from warmer.selection import ENGINE, Selection
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from warmer.model import Accelerator, Kind, ModelRef, Stack
+    from warmer.machine import Accelerator, Stack
+    from warmer.model import Kind, ModelRef
 
 _ARCHITECTURES: Final = ("FLASHINFER_CUDA_ARCH_LIST", "TORCH_CUDA_ARCH_LIST")
 """Variables that decide for which architectures a JIT builds."""

@@ -19,6 +19,7 @@ The volume, shared by many pods and written by warmer alone::
         quarantine/                         generations found corrupt, or that crashed the engine
         trash/                              generations that nothing needs, hidden until removed
         taken/<kind>-<key>-<generation>     the last number of a key whose generation was removed
+        collected.json                      how many bytes every gc has removed, for the sidecars' metrics
         doctor/<nonce>/                     what `warmer doctor` tries things in; removed when it ends
 
 The warm dir, local to a pod, mounted at the same absolute path in warmer and in the server::
@@ -26,16 +27,23 @@ The warm dir, local to a pod, mounted at the same absolute path in warmer and in
     <warm dir>/
         cache/<kind>/<family>/...           what the engine's cache variables point at
         cache/<kind>.restored.json          which generation `cache/<kind>` was unpacked from
+        cache/bytecode/start.json           what a start finds out and maps, beside the bytecode it loads
         cache.cold/<kernels>/<kind>/...     what they point at once these kernels crashed the engine twice
         starts/<kernels>-warm-<start>       a start that is on its way, or ended before it was ready
+        starts/<kernels>.plain              one ended before it was ready: later ones go without levers
         starts/<kernels>.crashed            two did: no start gets these kernels
         models/<slug>/<revision>            symlink to the weights' files/: the `--model` string
         config/                             what vLLM would keep under HOME, whose place it hashes
         shim/                               package metadata that a renamed engine build lacks
-        handoff/{handoff.json,env,serve,ready.py,check.py,plan.json}
+        handoff/{handoff.json,env,keys.json,serve,plan.json}, and the scripts that those run
         logs/                               what the engine said while kernels were built
         lock                                one prefill at a time works in a warm dir
         use                                 the name of this warm dir's record under uses/
+        served                              a server was started since the trees were made
+        server.json                         how, and on what; locked by it while it runs
+        outcome.json                        what the last prefill did, for the sidecar's metrics
+        sidecar.lock                        one sidecar at a time works in a warm dir
+        harvest/                            the sidecar's copies of trees, while it packs them
 """
 
 from __future__ import annotations
@@ -52,7 +60,10 @@ FILES: Final = "files"
 ARCHIVE: Final = "tree.tar.zst"
 MANIFEST: Final = "manifest.json"
 
-HANDOFF_FILES: Final = ("check.py", "ready.py", "env", "serve", "handoff.json")
+HANDOFF_FILES: Final = (
+    *("check.py", "ready.py", "start.py", "ahead.py", "installed.py"),
+    *("env", "keys.json", "serve", "handoff.json"),
+)
 """In the order they are written: `handoff.json` last says the others are there."""
 
 
@@ -108,6 +119,11 @@ class Volume:
     def crashes(self) -> str:
         """Names of starts that ended before the server was ready, by the generations they had."""
         return os.path.join(self.top, "crashes")
+
+    @property
+    def collected(self) -> str:
+        """How many bytes every gc has removed."""
+        return os.path.join(self.top, "collected.json")
 
     @property
     def doctor(self) -> str:
@@ -178,6 +194,11 @@ class WarmDir:
         return os.path.join(self.root, "cache", f"{kind}.restored.json")
 
     @property
+    def notes(self) -> str:
+        """What a start finds out and maps: restored with the bytecode that it loads."""
+        return os.path.join(self.root, "cache", "bytecode", "start.json")
+
+    @property
     def cold(self) -> str:
         """Parent of the trees of starts that do not get the kernels of `cache`."""
         return os.path.join(self.root, "cache.cold")
@@ -229,3 +250,33 @@ class WarmDir:
     def use(self) -> str:
         """Holds the name of this warm dir's record among the volume's uses."""
         return os.path.join(self.root, "use")
+
+    @property
+    def keys(self) -> str:
+        """The keys of the pieces that the server builds, for the sidecar."""
+        return os.path.join(self.root, "handoff", "keys.json")
+
+    @property
+    def served(self) -> str:
+        """Says that a server was started since the trees were made: the next is not the first."""
+        return os.path.join(self.root, "served")
+
+    @property
+    def server(self) -> str:
+        """How the server was started, and on what; it keeps the file locked while it runs."""
+        return os.path.join(self.root, "server.json")
+
+    @property
+    def outcome(self) -> str:
+        """What the last prefill did."""
+        return os.path.join(self.root, "outcome.json")
+
+    @property
+    def sidecar_lock(self) -> str:
+        """Held by the one sidecar that works in this warm dir."""
+        return os.path.join(self.root, "sidecar.lock")
+
+    @property
+    def harvest(self) -> str:
+        """A warm dir within this one: the sidecar's copies of the trees, while it packs them."""
+        return os.path.join(self.root, "harvest")

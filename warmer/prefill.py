@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from warmer import stages, usage
+from warmer import clearing, stages, tally, usage
 from warmer.errors import BusyError, IntegrityError, NotWarmError, VolumeError, WarmerError
 from warmer.fill import publish, restore, stagings, uses
 from warmer.fill.claim import Claims
@@ -24,65 +23,18 @@ from warmer.handoff import write
 from warmer.handoff.assemble import hand_off
 from warmer.layout import WarmDir
 from warmer.model import KERNEL_KINDS, Kind, Plan
-from warmer.proof import Proof, prove
+from warmer.outcome import Outcome
+from warmer.proof import prove
 from warmer.remote import PULLING, Remote
 from warmer.situation import Situation, again, look
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from warmer.settings import Settings
 
 _log = structlog.get_logger(__name__)
 _NOT_WARM: Final = "let --compile run build it, or let it be cold: --on-miss kernels=cold"
 _ATTEMPTS: Final = 3
 """Looks at the kernels after a lost race or a corrupt archive."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a prefill did.
-
-    Attributes:
-        seconds: stage → seconds it took, where it ran; ``waiting`` for owners is within others.
-        bytes: kind → bytes filled.
-        taken_over: bytes of weights that were on the machine already.
-        retries: reason → times the source was asked again.
-        throttled_s: seconds in which it was asked nothing, because it said so.
-        pulled: kind → bytes that came from the remote bucket.
-        pushed: kind → bytes that were put there.
-        built: whether kernels were built here.
-        without: kinds the server starts without, with the reason.
-        proof: what the engine's second run showed, where that was asked for.
-        left: the second plan; empty unless something is wrong.
-    """
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    bytes: dict[Kind, int] = field(default_factory=dict)
-    taken_over: int = 0
-    retries: dict[str, int] = field(default_factory=dict)
-    throttled_s: float = 0.0
-    pulled: dict[Kind, int] = field(default_factory=dict)
-    pushed: dict[Kind, int] = field(default_factory=dict)
-    built: bool = False
-    without: dict[Kind, str] = field(default_factory=dict)
-    proof: Proof | None = None
-    left: Plan | None = None
-
-    @property
-    def built_s(self) -> float:
-        """Seconds that building took."""
-        return self.seconds.get("kernels", 0.0) + self.seconds.get("bytecode", 0.0)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the block's duration to a stage."""
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            spent = time.monotonic() - started
-            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + spent, 3)
 
 
 def prefill(settings: Settings) -> Outcome:
@@ -103,11 +55,15 @@ def prefill(settings: Settings) -> Outcome:
         )
     try:
         restore.sweep(warm)
+        if settings.compile == "harvest":
+            clearing.anew(warm)
         with outcome.timed("observe"):
             situation = look(settings, wished=lambda s: _use(s, outcome))
-            _drop_foreign(situation)
+            clearing.drop_foreign(situation)
         for kind, reason in situation.plan.without.items():
             _without(situation, outcome, kind, _not_warm(kind, reason))
+        if settings.prove or not situation.plan.empty:
+            write.withdraw_keys(warm)
         if not situation.plan.empty:
             lock, volume, me = settings.lock, situation.volume, settings.me
             local = lock.mechanism == "file"
@@ -115,6 +71,7 @@ def prefill(settings: Settings) -> Outcome:
             claims = Claims(lambda: open_lock(lock, volume=volume, me=me), outcome.seconds)
             situation = _fill_weights(situation, outcome, claims)
             situation = _fill_kernels(situation, outcome, claims, remote)
+            outcome.waited, outcome.takeovers = claims.waited, claims.takeovers
         outcome.retries = dict(situation.source.patience.retries)
         outcome.throttled_s = round(situation.source.patience.throttled_s, 3)
         left = tuple(s for s in situation.plan.steps if s.kind not in outcome.without)
@@ -123,9 +80,10 @@ def prefill(settings: Settings) -> Outcome:
             with outcome.timed("prove"):
                 outcome.proof = prove(situation, outcome.without)
         with outcome.timed("handoff"):
-            _clear(situation, outcome)
+            clearing.clear(situation, outcome.without)
             _use(situation, outcome)
             hand_off(situation, outcome.without)
+            _leave_numbers(situation, outcome)
     finally:
         grant.release()
     if outcome.built and settings.remote is not None:  # last: the pod is ready without it
@@ -134,37 +92,25 @@ def prefill(settings: Settings) -> Outcome:
     return outcome
 
 
+def _leave_numbers(s: Situation, outcome: Outcome) -> None:
+    """Leave what was done for the sidecar to tell of; where nothing was, what an earlier run did."""
+    if outcome.seconds.keys() <= {"observe", "handoff"}:
+        return
+    with suppress(VolumeError):  # numbers are no reason not to start
+        done = outcome.tally(s.wanted.model.scheme, s.wanted.keys)
+        write.outcome(s.warm, tally.encode(done))
+
+
 def _use(s: Situation, outcome: Outcome) -> None:
     """Record what this pod uses: before a look, the keys; after it, the generations."""
     held = s.held.held
     keys = {kind: key for kind, key in s.wanted.keys.items() if kind not in outcome.without}
     found = {kind: held[kind].generation if kind in held else usage.ANY for kind in keys}
+    if s.settings.compile == "harvest":  # what the sidecar will publish is this pod's too
+        keys |= {kind: key for kind, key in s.wanted.keys.items() if kind in KERNEL_KINDS}
+        found = {kind: found.get(kind, usage.ANY) for kind in keys}
     pieces = (usage.Piece(kind, key.digest, found[kind]) for kind, key in keys.items())
     uses.record(s.volume, s.warm, pieces, owner=s.settings.me)
-
-
-def _drop_foreign(s: Situation) -> None:
-    """Where kernels must be signed, empty at once the trees of which the look knows no such thing.
-
-    They may be from before keys were asked for, and whatever fails from here on, no server may run
-    them. The trees go first: without them, what the old handoff starts is cold.
-    """
-    if not s.settings.trust.keys:
-        return
-    held = s.held.held
-    trees = [kind for kind in KERNEL_KINDS if kind not in held or not held[kind].restored]
-    dropped = [kind for kind in trees if restore.forget(s.warm, kind)]
-    if dropped:
-        _log.warning("kernels that are not known to be trusted are removed", kinds=dropped)
-        write.withdraw(s.warm)
-
-
-def _clear(s: Situation, outcome: Outcome) -> None:
-    """Empty the trees of kinds that are not handed off: the server's variables point there."""
-    for kind in KERNEL_KINDS:
-        held = s.held.held.get(kind)
-        if kind in outcome.without or held is None or not held.restored:
-            restore.forget(s.warm, kind)
 
 
 def _fill_weights(situation: Situation, outcome: Outcome, claims: Claims) -> Situation:
@@ -268,8 +214,9 @@ def _build_and_restore(
         for step in s.plan.steps:
             if step.action == "restore":
                 held = s.held.held[step.kind]
-                trust = s.settings.trust
+                trust, started = s.settings.trust, time.monotonic()
                 restore.restore(s.volume, s.warm, step.key, held.generation, trust=trust)
+                outcome.restored[step.kind] = round(time.monotonic() - started, 3)
                 outcome.bytes[step.kind] = held.size
     return s
 
@@ -295,6 +242,10 @@ def _not_warm(kind: Kind, reason: str) -> NotWarmError:
 def _without(s: Situation, outcome: Outcome, kind: Kind, exc: WarmerError) -> None:
     if s.settings.policy(kind) == "fail":
         raise exc
+    if s.settings.compile == "harvest" and isinstance(exc, NotWarmError):
+        _log.info("left to the server", kind=kind, why=exc.message)
+        outcome.without[kind] = exc.message
+        return
     say = _log.warning if isinstance(exc, NotWarmError) else _log.error
     say("going without", kind=kind, failure=exc.message, hint=exc.hint)
     outcome.without[kind] = exc.message.splitlines()[0]

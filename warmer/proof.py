@@ -27,7 +27,8 @@ from warmer.report import log
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
-    from warmer.model import Kind, Stack
+    from warmer.machine import Stack
+    from warmer.model import Kind
     from warmer.report.log import StartLog
     from warmer.report.verdict import Cache
     from warmer.situation import Situation

@@ -26,6 +26,14 @@ _SHOWN: Final = 300
 _HEX: Final = frozenset("0123456789abcdef")
 
 
+ENGINE_RUN: Final = "engine run"
+HARVEST: Final = "harvest"
+HARVEST_OFFLINE: Final = "harvest offline"
+"""Sources of kernels: a run of the engine, a server, a server that was kept from the hub."""
+HARVESTS: Final = (HARVEST, HARVEST_OFFLINE)
+"""Sources that a piece keeps when it passes through a bucket."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class SealedFile:
     """One file of a generation.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from warmer.errors import UsageError
 from warmer.model import KERNEL_KINDS, KINDS, Kind, OnMiss
+from warmer.quantities import parse_size
 from warmer.selection import ENGINE, Selection
 from warmer.trust import ANYBODY, Trust
 from warmer.urls import ON_THE_VOLUME, LockUrl, RemoteUrl
@@ -52,7 +53,8 @@ class Settings:
         model: the model as asked for.
         serve_argv: the words after ``--``, as given.
         flags: the same, parsed.
-        compile: ``run`` the engine here to build kernels, or ``never``.
+        compile: ``run`` the engine here to build kernels, leave it to the server and ``harvest`` what it
+            builds, or ``never``.
         on_miss: kind → what to do when it cannot be filled.
         wait: seconds to wait for another owner; None waits as long as filling would take.
         engine_timeout: seconds the engine run may take until it answers.
@@ -67,6 +69,9 @@ class Settings:
         me: how this process is named to waiters.
         vllm: path of the `vllm` command; None finds it.
         image: digest of the container image; part of the kernels' keys.
+        levers: lever → whether it is used, where the user said so.
+        read_ahead: bytes the server's start reads into the page cache at most; None as memory
+            allows.
         trust: whose kernels are restored, and as whom this warmer signs.
         environment: the process environment at start.
     """
@@ -91,12 +96,18 @@ class Settings:
     me: str = ""
     vllm: str | None = None
     image: str | None = None
+    levers: Mapping[str, bool] = field(default_factory=dict)
+    read_ahead: int | None = None
     trust: Trust = ANYBODY
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def forbidden(self) -> str:
         """Why kernels may not be built here; empty where they may."""
+        if self.compile == "harvest":
+            return (
+                "--compile=harvest builds none here: what the server builds, its sidecar publishes"
+            )
         if self.compile != "run":
             return f"--compile={self.compile} builds none"
         if self.trust.forbids_publishing:
@@ -106,6 +117,29 @@ class Settings:
     def policy(self, kind: Kind) -> OnMiss:
         """What a missing piece means: weights fail the start, kernels let it be cold."""
         return self.on_miss.get(kind, "cold" if kind in KERNEL_KINDS else "fail")
+
+
+def consistent(chosen: Settings) -> Settings:
+    """Insist that the choices go together.
+
+    Raises:
+        UsageError: they do not.
+    """
+    denied = [kind for kind in KERNEL_KINDS if chosen.policy(kind) == "fail"]
+    if chosen.compile == "harvest" and denied:
+        raise UsageError(
+            f"got --compile=harvest and --on-miss {denied[0]}=fail, expected one of them: the server "
+            "that is to build what is missing would never start",
+            reason="harvest-or-fail",
+            hint="--on-miss kernels=cold; or --compile=run, which builds before the start",
+        )
+    if chosen.compile == "harvest" and chosen.prove:
+        raise UsageError(
+            "got --compile=harvest and --prove, expected one of them: there may be nothing to prove",
+            reason="harvest-or-prove",
+            hint="--compile=run builds before the start, and can be proved",
+        )
+    return chosen
 
 
 def parse_selection(
@@ -151,6 +185,17 @@ def parse_on_miss(words: Sequence[str]) -> dict[Kind, OnMiss]:
             )
         policies |= dict.fromkeys(groups[name], "fail" if policy == "fail" else "cold")
     return policies
+
+
+def parse_read_ahead(text: str) -> int | None:
+    """Read ``--read-ahead``: None as memory allows, else bytes at most.
+
+    Raises:
+        UsageError: it is neither ``auto``, ``off`` nor a size.
+    """
+    if text in ("auto", "off"):
+        return None if text == "auto" else 0
+    return parse_size(text, "--read-ahead")
 
 
 def parse_directory(path: str, flag: str) -> str:

@@ -16,7 +16,7 @@ from warmer.fill import adopt, revision, weights
 from warmer.fill.sources.registry import open_source
 from warmer.fill.sources.retry import Patience, Retrying
 from warmer.layout import FILES, Volume, WarmDir
-from warmer.model import Host, Inventory, Kind, Plan, Wanted
+from warmer.model import Inventory, Kind, Plan, Wanted
 from warmer.observe import host as observe_host
 from warmer.observe import inventory
 from warmer.plan import plan
@@ -24,6 +24,7 @@ from warmer.plan import plan
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from warmer.machine import Host
     from warmer.settings import Settings
 
 _log = structlog.get_logger(__name__)

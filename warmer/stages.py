@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from warmer.fill.claim import Claims
-    from warmer.model import Held, Key, Kind, Stack, Step
+    from warmer.machine import Stack
+    from warmer.model import Held, Key, Kind, Step
     from warmer.situation import Situation
 
 _log = structlog.get_logger(__name__)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from warmer import argv, families, freedoms, keys
+from warmer import argv, families, freedoms, keys, levers
 from warmer.model import KERNEL_KINDS, Key, Kind, Wanted
 from warmer.secrecy import secret_name
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
     from warmer.layout import WarmDir
-    from warmer.model import Host, ModelRef
+    from warmer.machine import Host
+    from warmer.model import ModelRef
     from warmer.settings import Settings
 
 
@@ -27,6 +28,7 @@ class Start:
         argv: `vllm serve` arguments after the model.
         env: what the handoff sets: warmer's block, and what vLLM hashes of the rest.
         build_env: the whole environment of the build run; no secrets, nothing of warmer's own.
+        levers: what makes the start faster, and whether it is used.
     """
 
     model_path: str
@@ -34,6 +36,7 @@ class Start:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     build_env: Mapping[str, str]
+    levers: Mapping[str, levers.State] = field(default_factory=dict)
 
 
 def start(
@@ -61,6 +64,17 @@ def start(
         )
         vllm = freedoms.version(host.stack.vllm)
         hashed = {n: v for n, v in inherited.items() if freedoms.hashed_variable(n, v, vllm)}
+    states = levers.decide(
+        settings.levers,
+        accelerator=host.accelerator.kind if host.accelerator and host.stack else "",
+        flags=settings.flags,
+        inherited=inherited,
+        read_ahead=settings.read_ahead,
+        configured=configured,
+    )
+    for name, variables in levers.VARIABLES.items():
+        if not states[name].on:
+            block = {n: v for n, v in block.items() if n not in variables}
     if any(flag in settings.flags or flag in configured for flag in families.OTHER_REPOSITORIES):
         block = {n: v for n, v in block.items() if not n.endswith("_OFFLINE")}
     name = model.name if model.scheme == "hf" else model.name.rstrip("/").rsplit("/", 1)[-1]
@@ -79,6 +93,7 @@ def start(
         argv=tuple(words),
         env=hashed | block,
         build_env=clean | block | {n: v for n, v in families.BUILDING.items() if n in block},
+        levers=states,
     )
 
 
@@ -103,6 +118,8 @@ def want(
     for kind in families.kinds(host.accelerator.kind):
         if why := families.unneeded(kind, host.stack):
             unneeded[kind] = why
+        elif kind == "bytecode" and (off := how.levers.get(kind)) and not off.on:
+            unneeded[kind] = off.why
         elif kind in without:
             continue
         elif kind == "bytecode":

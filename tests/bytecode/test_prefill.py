@@ -18,6 +18,7 @@ TAG = sys.implementation.cache_tag
 PYCACHE = "cache/bytecode/pycache"
 SERVER = "vllm/entrypoints/openai/api_server"
 LOCKS = "vllm/locks/held"
+NOTES = "cache/bytecode/start.json"
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_the_build_run_fills_bytecode_and_the_next_pod_restores_it(place):
     assert entry(place, LOCKS).exists(), "a package named as compilers name their locks"
     assert entry(place, "vllm/model").exists(), "only a run imports it"
     found = manifest(place)
-    assert len(found) == len(entries(place))
+    assert len(found) == len(entries(place)) + 1, "and the notes of starts"
     assert seal(place, "compile")["needs"] == {}
     assert place.run("plan").code == 0
 
@@ -96,7 +97,7 @@ def test_the_build_run_fills_bytecode_and_the_next_pod_restores_it(place):
         str(path.relative_to(f"{place.warm}/cache/bytecode")): hashlib.sha256(
             path.read_bytes()
         ).hexdigest()
-        for path in entries(place)
+        for path in (*entries(place), Path(place.warm, NOTES))
     } == found
     assert place.run("check").code == 0
     assert place.run("check", "--deep").code == 0
@@ -109,6 +110,96 @@ def test_the_server_is_told_where_bytecode_is_and_writes_none(place):
     code = f"import {SERVER.replace('/', '.')} as m, colorsys; print(m.__cached__)"
     assert in_server(place, code) == str(entry(place, SERVER))
     assert {path: path.stat().st_mtime_ns for path in entries(place)} == before
+
+
+@pytest.fixture
+def telling(place):
+    """The pod with one package that is installed, and a server that writes down which there are."""
+    named = Path(place.engine.site, "triton-3.5.0.dist-info/top_level.txt")
+    named.write_text("triton\n")
+    Path(place.engine.site, f"{SERVER}.py").write_text(
+        "import importlib.metadata as m, json, os, sys, vllm.locks.held\n"
+        "if told := os.environ.get('TOLD'):\n"
+        "    with open(told + '.new', 'w') as f:\n"
+        "        json.dump([m.packages_distributions(), list(sys.argv)], f)\n"
+        "    os.rename(told + '.new', told)\n"
+    )
+    for name in ("benchmark/__init__", "benchmark/main", "serve"):
+        path = Path(place.engine.site, f"vllm/entrypoints/cli/{name}.py")
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    return place
+
+
+def told(place, *words):
+    """Start the server by its handoff, and read which packages it was told are installed."""
+    answer = Path(place.top, "told.json")
+    script = f"{place.warm}/handoff/serve"
+    env = {"PATH": os.defpath, "TOLD": str(answer)}
+    server = runs.spawn([script, "--port", str(runs.closed_port())], env)
+    try:
+        runs.eventually(answer.exists)
+        return json.loads(answer.read_text())[0]
+    finally:
+        runs.kill(server)
+        runs.eventually(lambda: runs.unwatched(place.warm))
+        shutil.rmtree(f"{place.warm}/starts")
+        answer.unlink()
+
+
+def rename_top_level(place):
+    """Change what the metadata says, and none of its directories: who reads it says so."""
+    Path(place.engine.site, "triton-3.5.0.dist-info/top_level.txt").write_text("newer\n")
+
+
+def test_what_the_build_found_out_is_published_restored_and_not_asked_again(telling):
+    place = telling
+    place.warmed("--on-miss", "fail")
+    noted = json.loads(Path(place.warm, NOTES).read_text())
+    assert noted["packages"] == {"triton": ["triton"]}
+    (names,) = noted["installed"].values()
+    assert "triton-3.5.0.dist-info" in names
+    assert any("/libc.so" in path for path in noted["libraries"]), "what the engine had mapped"
+    assert not [path for path in noted["libraries"] if path.startswith(place.warm)]
+    another_pod(place)
+    place.warmed("--on-miss", "fail")
+    assert json.loads(Path(place.warm, NOTES).read_text()) == noted
+    rename_top_level(place)
+    assert told(place) == {"triton": ["triton"]}
+    place.warmed("--lever", "imports=off")
+    assert told(place) == {"newer": ["triton"]}
+
+
+def test_an_import_alone_takes_notes_too(telling):
+    place = telling
+    place.warmed("--on-miss", "fail")
+    shutil.rmtree(f"{place.volume}/v1/pieces/bytecode")
+    another_pod(place)
+    place.warmed("--on-miss", "fail")
+    assert len(place.engine.starts) == 1
+    noted = json.loads(Path(place.warm, NOTES).read_text())
+    assert noted["packages"] == {"triton": ["triton"]}
+    assert any("/libc.so" in path for path in noted["libraries"])
+
+
+def test_a_python_that_cannot_say_what_is_installed_takes_no_bytecode_away(telling):
+    place = telling
+    shadow = Path(place.engine.site, "sitecustomize.py")
+    shadow.write_text(
+        "import sys\nif sys.argv == ['--notes'] or '--notes' in sys.orig_argv: sys.exit(3)\n"
+    )
+    place.warmed("--on-miss", "fail")
+    assert place.verdicts()["bytecode"] == "sealed"
+    assert json.loads(Path(place.warm, NOTES).read_text()).keys() == {"schema_version", "libraries"}
+    assert told(place) == {"triton": ["triton"]}
+
+
+def test_notes_of_another_image_on_the_same_key_are_not_believed(telling):
+    place = telling
+    place.warmed("--on-miss", "fail")
+    Path(place.engine.site, "more-1.dist-info").mkdir()
+    rename_top_level(place)
+    assert told(place) == {"newer": ["triton"]}
 
 
 def test_another_image_with_the_same_versions_and_times_runs_its_own_sources(place):

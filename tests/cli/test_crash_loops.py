@@ -17,6 +17,7 @@ import volumes
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounts filesystems, as root alone may")
 TWICE = "these kernels crashed the engine at load twice: starting without them"
+ONCE = "warmer: a start crashed: now without imports"
 
 
 @pytest.fixture
@@ -82,6 +83,20 @@ def ready(place, **how):
         process.result = runs.finish(process)
 
 
+@contextmanager
+def hanging(place):
+    """Start a server that is never ready, and kill it with what watches it."""
+    before = len(place.engine.starts)
+    process = begin(place, mode="hang")
+    try:
+        runs.eventually(lambda: len(place.engine.starts) > before)
+        yield process
+    finally:
+        process.kill()
+        process.result = runs.finish(process)
+        runs.eventually(lambda: runs.unwatched(place.warm))
+
+
 def told(place):
     return runs.listing(f"{place.volume}/v1/crashes")
 
@@ -110,7 +125,8 @@ STALE = {"compile": ("stale", "generation 1 crashed the engine at load twice")}
 
 
 def test_the_third_start_goes_without_the_kernels_and_the_next_prefill_builds_others(place):
-    assert crash(place).err == crash(place).err == ""
+    assert crash(place).err == ""
+    assert crash(place).err.splitlines()[:1] == [ONCE]
     assert plan(place) == STALE
     assert place.run("check").out.count("warm: ") == 2
     echo = f"{place.top}/env.json"
@@ -183,18 +199,55 @@ def test_another_pod_on_the_volume_learns_of_it(place):
     assert server.result.err == ""
 
 
-def test_one_crash_in_each_of_two_pods_is_enough(place):
+def test_one_crash_in_each_of_two_pods_is_enough_where_no_lever_is_on_trial(place):
     for count in (1, 2):
-        assert plan(place) == {}
-        crash(place)
+        place.warmed("--lever", "imports=off")
+        assert numbers(place) == ["1"]
+        assert crash(place).err == ""
         process = begin(place, mode="hang")
         runs.eventually(lambda count=count: len(told(place)) == count)
         runs.kill(process)
         another_pod(place)
-        if count == 1:
-            place.warmed()
-            assert numbers(place) == ["1"]
     assert plan(place) == STALE
+
+
+def test_the_volume_is_not_told_of_a_crash_that_a_lever_may_have_caused(place):
+    for _ in range(2):
+        crash(place)
+        with hanging(place) as server:
+            pass
+        assert server.result.err.splitlines()[:1] == [ONCE]
+        assert told(place) == []
+        another_pod(place)
+        assert plan(place) != STALE
+        place.warmed()
+        assert numbers(place) == ["1"]
+    for _ in range(2):
+        crash(place)
+    with hanging(place):
+        runs.eventually(lambda: len(told(place)) == 2)
+    assert plan(place) == STALE
+
+
+def test_a_start_that_crashes_because_of_fork_is_the_last_that_forks(gpu):
+    """Until other kernels come: these are loaded by every start after it."""
+    gpu.warmed(env=on_gpu(gpu))
+    assert {"fork", "imports"} <= set(gpu.handoff()["levers"])
+    assert crash(gpu, mode="no-fork", more=on_gpu(gpu, "no-fork")).err == ""
+    for _ in range(3):
+        with ready(gpu, more=on_gpu(gpu, "no-fork")) as server:
+            pass
+        said = "warmer: a start crashed: now without fork and imports"
+        assert server.result.err.splitlines()[:1] == [said]
+        assert "Directly load AOT compilation" in server.result.out
+    assert starts(gpu, "warm") == told(gpu) == []
+    assert gpu.run("plan", "--json", env=on_gpu(gpu)).json["warm"]
+    gpu.warmed("--lever", "fork=off", env=on_gpu(gpu))
+    another_pod(gpu)
+    gpu.warmed("--lever", "fork=off", env=on_gpu(gpu))
+    with ready(gpu, more=on_gpu(gpu, "no-fork")) as server:
+        pass
+    assert server.result.err == "", "and who switches it off has no crash at all"
 
 
 def test_a_server_that_was_ready_and_crashes_later_does_not_count(tmp_path):
@@ -222,7 +275,7 @@ def test_a_start_that_is_ready_acquits_the_kernels_everywhere(tmp_path):
             crash(place, mode="crash")
             with ready(place) as server:
                 pass
-            assert server.result.err == ""
+            assert server.result.err.splitlines()[:1] == [ONCE]
             assert (starts(place, "warm"), told(place)) == ([], [])
 
 
@@ -335,19 +388,17 @@ def test_nothing_of_the_watch_is_left_beside_a_server_that_is_ready(tmp_path):
     with runs.place(tmp_path) as place:
         place.warmed()
         with ready(place) as server:
-            (child,) = (pid for pid in runs.processes(place.warm) if pid == server.pid)
-            assert runs.processes(place.warm) == [child]
-            with open(f"/proc/{child}/task/{child}/children", encoding="ascii") as stream:
-                assert stream.read() == "", "no zombie either"
+            runs.eventually(lambda: runs.processes(place.warm) == [server.pid])
+            assert children(server.pid) == [], "no zombie either"
         assert runs.listing(f"{place.warm}/starts") == []
 
 
 @ROOT
 def test_in_a_container_whose_first_process_is_the_server_it_is_the_same(place):
     """The watch is the server's own child there, and dies with it."""
-    for _ in range(2):
+    for said in ([], [ONCE]):
         result = runs.finish(begin(place, prefix=runs.PID_NAMESPACE))
-        assert (result.code, result.err) == (1, "")
+        assert (result.code, result.err.splitlines()[:1]) == (1, said)
         runs.eventually(lambda: runs.unwatched(place.warm))
     assert plan(place) == STALE
     process = begin(place, prefix=runs.PID_NAMESPACE)
@@ -355,7 +406,8 @@ def test_in_a_container_whose_first_process_is_the_server_it_is_the_same(place):
     runs.eventually(lambda: starts(place, "cold") == [])
     assert place.engine.starts[-1]["pid"] == 1
     (inner,) = children(process.pid)
-    assert [state(pid) for pid in children(inner)] == ["Z"], "one entry in a table, and no more"
+    # What watches and what reads ahead: an entry in a table each, and no more.
+    runs.eventually(lambda: [state(pid) for pid in children(inner)] == ["Z", "Z"])
     os.kill(inner, signal.SIGTERM)
     result = runs.finish(process)
     assert (result.code, TWICE in result.err) == (0, True)

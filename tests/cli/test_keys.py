@@ -10,6 +10,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 import fakeengine
 import runs
 
+from warmer import levers
+
 OVERRIDES = '{"rope_theta": 1e6, "nested": {"b": [1, 2], "a": null}}'
 SERVE = ("--max-model-len", "512", "--hf-overrides", OVERRIDES, "-tp", "1")
 
@@ -114,6 +116,72 @@ def test_a_value_inside_json_is_a_miss(place):
 )
 def test_variables_that_an_engine_hashes_are_factors_and_no_others(place, env, expected):
     assert plan(place, env=env) == expected
+
+
+def test_the_logs_level_is_a_factor_of_a_vllm_whose_torch_compiles_by_it(place, tmp_path):
+    """It was seen on a GPU: the plan said warm, and the engine compiled anew."""
+    engine = fakeengine.make_engine(tmp_path / "old", version="0.26.0", torch="2.11.0+cpu")
+    (tmp_path / "warm").mkdir()
+    old = place.but(engine=engine, warm=str(tmp_path / "warm"))
+    old.warmed(serve=SERVE, env={"VLLM_BAR": "1"})
+    assert plan(old) is None
+    assert plan(old, env={"VLLM_LOGGING_LEVEL": "DEBUG"}) == {
+        "env.VLLM_LOGGING_LEVEL": ("DEBUG", None)
+    }
+
+
+# --- levers: in no key, and told ------------------------------------------------------------------
+
+
+def explained(place, *options, **how):
+    """Read what `plan --explain` says of levers: name → its lines."""
+    how = {"serve": SERVE, "env": {"VLLM_BAR": "1"}} | how
+    lines = iter(place.run("plan", "--explain", *options, **how).out.splitlines())
+    found = {}
+    for line in lines:
+        if line.startswith("  ") and line.split()[0] in levers.NAMES:
+            found[line.split()[0]] = [line.split(maxsplit=1)[1], next(lines), next(lines)]
+    return found
+
+
+def test_every_lever_is_explained_with_its_risk_and_what_switched_it(place):
+    found = explained(place)
+    assert list(found) == list(levers.NAMES)
+    for lever in levers.LEVERS:
+        state, does, risk = found[lever.name]
+        assert state.split(":")[0] in ("on", "off")
+        assert does == f"    does  {lever.does}"
+        assert risk == f"    risk  {lever.risk}"
+    assert found["fork"][0].startswith("off: measured with a GPU alone")
+    found = explained(place, "--lever", "imports=off,fork=on", "--read-ahead", "off")
+    assert found["imports"][0] == "off: --lever imports=off"
+    assert found["fork"][0] == "on: --lever fork=on"
+    assert found["read-ahead"][0] == "off: --read-ahead off"
+    assert found["startup-plan"][0] == "on"
+
+
+def test_a_plan_that_is_not_asked_to_explain_keeps_to_what_is_missing(place):
+    assert "lever" not in place.run("plan", serve=SERVE, env={"VLLM_BAR": "1"}).out
+
+
+def test_programs_are_told_of_levers_too_and_a_variable_switches_them(place):
+    env = {"VLLM_BAR": "1", "WARMER_LEVER": "read-ahead=off"}
+    told = place.run("plan", "--json", serve=SERVE, env=env).json
+    assert told["warm"] is True, "no lever is in a key"
+    assert list(told["levers"]) == list(levers.NAMES)
+    assert told["levers"]["read-ahead"] == {
+        "on": False,
+        "why": "--lever read-ahead=off",
+        "does": levers.LEVERS[levers.NAMES.index("read-ahead")].does,
+        "risk": levers.LEVERS[levers.NAMES.index("read-ahead")].risk,
+    }
+    assert told["levers"]["imports"]["on"] is True
+
+
+def test_a_lever_that_nobody_knows_is_refused(place):
+    result = place.run("plan", "--json", "--lever", "spork=on", serve=SERVE)
+    error = runs.failed(result, 2, "bad-value", "spork=on")
+    assert "read-ahead" in error["hint"]
 
 
 def test_a_variable_that_is_gone_is_a_miss(place):

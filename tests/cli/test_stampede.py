@@ -13,6 +13,8 @@ import runs
 import s3
 from leases import LeaseServer
 
+from warmer.layout import HANDOFF_FILES
+
 PODS = 6
 # Each process sees a directory of its own at the one path that kernels are bound to.
 OWN_WARM_DIR = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
@@ -78,7 +80,7 @@ def test_six_pods_fetch_and_build_once_and_hand_off_the_same(place, lock):
     assert (place.staged(), place.held()) == ([], [])
 
     first, *others = [handed_off(own) for own, _ in every]
-    assert first.keys() == {"handoff.json", "env", "serve", "check.py", "ready.py"}
+    assert first.keys() == {*HANDOFF_FILES}
     assert all(other == first for other in others)
     for _, prefix in every:
         assert place.run("check", "--deep", prefix=prefix).code == 0

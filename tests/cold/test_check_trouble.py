@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 import volumes
 from handed import KEYS, Pod
 
-from warmer import check
+from warmer import check, installed
 from warmer.fill.locks.file import FileLock
+from warmer.handoff import ready
 
 WARM, NOT_WARM, USAGE, BUSY, BROKEN = 0, 1, 2, 3, 6
 NOBODY = 65534
@@ -241,12 +242,14 @@ def test_help_names_every_exit_status(word):
 SOURCE = Path(check.__file__)
 
 
-def test_the_probe_is_of_python_3_9_and_of_the_standard_library():
-    tree = ast.parse(SOURCE.read_text(encoding="utf-8"), feature_version=(3, 9))
+@pytest.mark.parametrize("program", [check, installed, ready])
+def test_what_runs_in_the_servers_container_is_of_python_3_9_and_the_standard_library(program):
+    source = Path(program.__file__)
+    tree = ast.parse(source.read_text(encoding="utf-8"), feature_version=(3, 9))
     nodes = list(ast.walk(tree))
     names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
-    assert "json" in names
+    assert {"json", "fcntl"} & names
     assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
 
 

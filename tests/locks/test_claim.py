@@ -26,6 +26,7 @@ THEM = Owner(epoch=4, name="pod-7/42", nonce="n")
 
 class Grant:
     epoch = 5
+    took_over = False
 
     def __init__(self):
         self.released = 0

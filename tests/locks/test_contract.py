@@ -49,11 +49,12 @@ def test_a_refusal_tells_who_has_it_and_what_it_is_doing(bench):
 
 
 def test_the_epoch_grows_over_releases_kills_and_takeovers(bench):
-    epochs, waiter = [], bench.waiter()
+    epochs, took_over, waiter = [], [], bench.waiter()
     for ends in ("release", "kill", "stop", "release"):
         child = bench.child(f"a name that is longer before it is {ends}ed")
         grant, _ = waiter.take()
         epochs += [grant.epoch]
+        took_over += [grant.took_over]
         grant.release()
         epochs += [child.ask("take", KEY)["epoch"]]
         if ends == "release":
@@ -64,6 +65,7 @@ def test_the_epoch_grows_over_releases_kills_and_takeovers(bench):
             child.stop()
     grant, _ = waiter.take()
     assert [*epochs, grant.epoch] == list(range(1, 10))
+    assert [*took_over, grant.took_over] == [False, False, True, True, False]
     assert bench.read()["epoch"] == 9
 
 

@@ -10,8 +10,8 @@ the names hold one of the words; ENGINE, of those marked so; ENGINE= starts no e
 """
 
 import collections
-import concurrent.futures
 import contextlib
+import importlib
 import json
 import os
 import shlex
@@ -44,8 +44,8 @@ class Pod:
 
     def __init__(self, volume, warm_dir, model, env, serve_args):
         self.env, self.serve_args = env, list(serve_args)
-        self._plan = [sys.executable, "-m", "warmer", "plan", "--json"]
-        self._plan += ["--volume", volume, "--warm-dir", warm_dir, "--model", model]
+        self._plan = ["plan", "--json", "--volume", volume]
+        self._plan += ["--warm-dir", warm_dir, "--model", model]
         self._warm_dir = warm_dir
         with open(os.path.join(warm_dir, "handoff", "handoff.json"), encoding="utf-8") as f:
             self.handoff = json.load(f)
@@ -58,12 +58,12 @@ class Pod:
     def predict(self, row):
         """What `plan` says: warm, miss with the factors by name, or refused with the reason."""
         argv = [*self._plan, *row.flags, "--", *merged(self.serve_args, self.args(row))]
-        done = subprocess.run(argv, env=self.env | row.env, capture_output=True, text=True)
-        said = json.loads(done.stdout)
+        status, out = _warmer(argv, self.env | row.env)
+        said = json.loads(out)
         if "error" in said:
             return "refused", [said["error"]["reason"]]
         steps = said["steps"]
-        assert done.returncode == (1 if steps else 0), done.stderr
+        assert status == (1 if steps else 0), (row.name, status)
         nearest = [s["nearest"]["differences"] for s in steps if s.get("nearest")]
         return ("miss" if steps else "warm"), sorted(
             {d["factor"] for some in nearest for d in some}
@@ -92,9 +92,29 @@ class Pod:
         return moved
 
 
+def _warmer(words, env):
+    """Run a verb in a fork of this process: its status and what it printed."""
+    there, here = os.pipe()
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            os.dup2(here, 1)
+            sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+            os.environ.clear()
+            os.environ.update(env)
+            sys.argv[:] = ["warmer", *words]
+            importlib.import_module("warmer.__main__").main()
+        os._exit(99)
+    os.close(here)
+    with open(there, encoding="utf-8") as f:
+        said = f.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+
+
 def predictions(pod, rows):
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return list(pool.map(pod.predict, rows))
+    for name in ("warmer.cli.plan", "warmer.situation"):  # once, and not in every child
+        importlib.import_module(name)
+    return [pod.predict(row) for row in rows]
 
 
 def digests(pod, rows, *, sweep=False):

@@ -13,7 +13,8 @@ from warmer.fill import restore
 from warmer.handoff import write
 from warmer.handoff.assemble import hand_off
 from warmer.layout import Volume, WarmDir
-from warmer.model import Accelerator, Host, Key, ModelRef, Plan, Stack, Wanted
+from warmer.machine import Accelerator, Host, Stack
+from warmer.model import Key, ModelRef, Plan, Wanted
 from warmer.observe import inventory
 from warmer.settings import Settings
 from warmer.situation import Situation

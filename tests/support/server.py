@@ -20,17 +20,20 @@ def free_port():
 class Server:
     """`argv` plus ``--host``/``--port``, started in a process group of its own.
 
+    With `port`, which `argv` then tells, not a word is added.
+
     Every line it prints goes to `log`, stamped with the seconds since its start.
     """
 
-    def __init__(self, argv, *, log, env=None):
-        self.port = free_port()
+    def __init__(self, argv, *, log, env=None, port=None):
+        self.port = port or free_port()
+        listening = () if port else ("--host", "127.0.0.1", "--port", str(self.port))
         self.ready_s = None
         self._starts = os.path.join(os.path.dirname(os.path.dirname(argv[0])), "starts")
         self._log = open(log, "w", encoding="utf-8")
         self._started = time.monotonic()
         self.process = subprocess.Popen(
-            [*argv, "--host", "127.0.0.1", "--port", str(self.port)],
+            [*argv, *listening],
             env=dict(os.environ if env is None else env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -175,6 +175,7 @@ class Granted:
 
     epoch = 1
     exclusive = True
+    took_over = False
 
     def still_mine(self):
         return True

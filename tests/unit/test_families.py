@@ -10,7 +10,8 @@ from warmer import families
 from warmer.families import EXCLUDED, FAMILIES
 from warmer.fill import members
 from warmer.layout import WarmDir
-from warmer.model import KERNEL_KINDS, Stack
+from warmer.machine import Stack
+from warmer.model import KERNEL_KINDS
 
 WARM = WarmDir("/warm")
 STACK = Stack(

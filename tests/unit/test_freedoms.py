@@ -231,3 +231,18 @@ def test_no_free_flag_is_a_field_that_vllm_hashes():
     assert {"max_model_len", "dtype", "tensor_parallel_size", "mode"} <= fields
     free = {f[2:].replace("-", "_") for f in freedoms.FREE_FLAGS}
     assert sorted(free & fields) == []
+
+
+# --- what was not always free ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "since"), [("VLLM_LOGGING_LEVEL", "0.32.0"), ("VLLM_ENABLE_STARTUP_PLAN", "0.26.0")]
+)
+def test_a_variable_is_a_factor_until_the_version_that_frees_it(name, since):
+    """Before torch 2.12 DEBUG compiles other code; before 0.26 a plan's switch was hashed."""
+    first = freedoms.version(since)
+    before = (first[0], first[1] - 1, 9)
+    for version, free in ((before, False), (first, True), (NOW, True), ((1, 0), True)):
+        assert freedoms.free_variable(name, version) is free
+        assert freedoms.hashed_variable(name, "DEBUG", version) is not free

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from warmer import argv, families, freedoms, keys
-from warmer.model import Accelerator, Difference, Key, ModelRef, Nearest, Stack
+from warmer.machine import Accelerator, Stack
+from warmer.model import Difference, Key, ModelRef, Nearest
 
 MODEL = ModelRef("hf", "org/model", "0123456789abcdef0123456789abcdef01234567")
 STACK = Stack(

@@ -1,6 +1,7 @@
 """The rendered handoff (`warmer.handoff.render`), run by real shells with a stub for vllm."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -18,8 +19,8 @@ import runs
 from warmer import freedoms, wanted
 from warmer.handoff import write
 from warmer.handoff.assemble import hand_off
-from warmer.handoff.render import Handoff, Piece, as_json
-from warmer.layout import Volume, WarmDir
+from warmer.handoff.render import Handoff, Harvest, Piece, as_json
+from warmer.layout import HANDOFF_FILES, Volume, WarmDir
 from warmer.model import Key
 from warmer.observe.crashes import Crashes
 
@@ -139,9 +140,9 @@ def test_the_current_directory_never_gets_onto_the_path(pod, command):
 # --- what a pod's environment may hold ------------------------------------------------------------
 
 
-def started(pod, environment):
-    """Hand off for a pod with this environment, as `prefill` would."""
-    s = handed.situation(pod.top)
+def started(pod, environment, vllm="0.32.0"):
+    """Hand off for a pod with this environment and vLLM, as `prefill` would."""
+    s = handed.situation(pod.top, stack=dataclasses.replace(handed.STACK, vllm=vllm))
     settings = dataclasses.replace(s.settings, environment=environment)
     how = wanted.start(settings, s.host, handed.MODEL, s.warm, configured=())
     hand_off(dataclasses.replace(s, settings=settings, how=how), {})
@@ -154,6 +155,18 @@ def test_a_variable_with_a_name_no_shell_takes_never_denies_a_start(pod, shell, 
     _, argv, seen = pod.serve(shell=shell, env={name: "1"})
     assert argv[0] == "serve"
     assert seen["VLLM_GOOD"] == "2"
+
+
+@pytest.mark.parametrize(("vllm", "free"), [("0.26.0", False), ("0.31.9", False), ("0.32.0", True)])
+def test_it_warns_of_what_this_very_vllm_would_compile_for(pod, vllm, free):
+    """Before 0.32 the level of the log decides what is compiled (docs/perturbations.md)."""
+    level = "VLLM_LOGGING_LEVEL"
+    started(pod, {}, vllm)
+    said = pod.serve(env={level: "DEBUG", "VLLM_PORT": "80"})[0]
+    assert (level in said, len(said.splitlines())) == (not free, int(not free))
+    started(pod, {level: "DEBUG"}, vllm)
+    said, _, seen = pod.serve()
+    assert (said, seen.get(level)) == ("", None if free else "DEBUG")
 
 
 def test_a_value_that_is_no_utf_8_gets_through(pod):
@@ -171,7 +184,7 @@ def test_no_secret_of_the_pod_is_in_the_handoff(pod):
     secrets = {"HF_TOKEN": "planted1", "VLLM_API_KEY": "planted2", "VLLM_X_PASSWORD": "planted3"}
     started(pod, secrets | {"VLLM_GOOD": "2"})
     texts = [path.read_text() for path in Path(pod.warm.handoff).iterdir()]
-    assert len(texts) == 5
+    assert len(texts) == len(HANDOFF_FILES)
     assert any("VLLM_GOOD" in text for text in texts)
     assert not any("planted" in text for text in texts)
 
@@ -243,6 +256,105 @@ def test_a_python_that_does_not_work_never_denies_the_kernels(pod, status):
         assert pod.serve("--port", "1")[2]["A_CACHE"].startswith(f"{pod.warm.cache}/")
 
 
+def lever(pod, *names, **changed):
+    """Hand kernels off with levers; the stub's own Python tells that `start.py` was given to it."""
+    python = pod.top / "python"
+    python.write_text('#!/bin/sh\nexport STARTED="$1 $2"\nshift 2\nexec "$@"\n')
+    python.chmod(0o755)
+    command = (f"{pod.bin}/vllm",)
+    kernels(pod, levers=names, interpreter=str(python), command=command, **changed)
+
+
+FORK = "VLLM_WORKER_MULTIPROC_METHOD"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("name", ["warm", "it's", '"$(touch pwned)"', "-n"])
+def test_every_shell_starts_without_levers_after_a_crash_and_says_so(tmp_path, shell, name):
+    pod = Pod(tmp_path, name)
+    lever(pod, "fork", "imports", "read-ahead")
+    said, argv, seen = pod.serve("--port", "1", "it's", shell=shell)
+    assert (said, argv[-1], seen[FORK]) == ("", "it's", "fork")
+    assert seen["STARTED"] == f"{pod.warm.handoff}/start.py {pod.warm.notes}"
+    unwatched(pod)
+    said, argv, seen = pod.serve("--port", "1", "it's", shell=shell)
+    assert said.startswith("warmer: a start crashed: now without fork and imports\nhint: ")
+    assert argv[-1] == "it's"
+    assert seen["A_CACHE"] == f"{pod.warm.cache}/jit/it's $HOME", "the kernels are the same"
+    assert not {FORK, "STARTED"} & seen.keys()
+    assert unwatched(pod) == 1
+    assert not (pod.top / "volume's crashes").exists(), "one crash may be a lever's"
+    said, _, seen = pod.serve("--port", "1", shell=shell)
+    assert "twice" in said
+    assert seen["A_CACHE"].startswith(f"{pod.warm.cold}/")
+    assert not {FORK, "STARTED"} & seen.keys()
+    runs.eventually(lambda: len(runs.listing(str(pod.top / "volume's crashes"))) == 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(("fork",), "fork"), (("imports",), "imports"), (("bytecode",), None)]
+)
+def test_what_is_said_to_be_gone_had_been_there(pod, names, said):
+    lever(pod, *names)
+    pod.serve("--port", "1")
+    unwatched(pod)
+    expected = f"warmer: a start crashed: now without {said}\n" if said else ""
+    assert pod.serve("--port", "1")[0].partition("hint: ")[0] == expected
+    unwatched(pod)
+
+
+def test_who_chose_how_processes_begin_has_chosen(pod):
+    lever(pod, "fork")
+    assert pod.serve("--port", "1", env={FORK: "spawn"})[2][FORK] == "spawn"
+
+
+@pytest.mark.parametrize("words", [("--port", "0"), ("--headless",)], ids=str)
+def test_a_start_whose_crash_would_not_count_has_no_levers(pod, words):
+    lever(pod, "fork", "imports")
+    said, _, seen = pod.serve(*words)
+    assert "no port is known" in said
+    assert not {FORK, "STARTED"} & seen.keys()
+
+
+def test_a_start_without_kernels_has_no_levers(pod):
+    lever(pod, "fork", "imports", pieces=[])
+    assert not {FORK, "STARTED"} & pod.serve("--port", "1")[2].keys()
+
+
+def test_where_the_python_of_the_build_is_not_there_vllm_runs_all_the_same(pod):
+    lever(pod, "fork", "imports")
+    (pod.top / "python").unlink()
+    said, argv, seen = pod.serve("--port", "1")
+    assert (said, argv[0], seen[FORK], "STARTED" in seen) == ("", "serve", "fork", False)
+
+
+def test_what_reads_ahead_is_told_what_and_for_whom_and_inherits_no_lock(pod):
+    """The lock of `warmer gc` goes on as descriptor 9: it must end with the server."""
+    lever(pod, "read-ahead", read_ahead=5, use=f"{pod.warm.root}/use", uses=str(pod.top))
+    Path(pod.warm.use).write_text("0123456789abcdef boot\n")
+    (pod.top / "0123456789abcdef.live").touch()
+    python = Path(pod.bin, "python3")
+    real = shutil.which("python3")
+    python.write_text(
+        "#!/bin/sh\n"
+        f'case "$2" in *ahead.py) ;; *) exec {real} "$@" ;; esac\n'
+        '{ printf "%s\\n" "$@"; ls -l /proc/self/fd; } >"$OUT/ahead.new"\n'
+        'mv "$OUT/ahead.new" "$OUT/ahead"\n'
+    )
+    python.chmod(0o755)
+    Path(pod.bin, "vllm").write_text(
+        f'{STUB}echo $$ >"$OUT/pid"\nls -l /proc/self/fd >"$OUT/fds"\n'
+    )
+    pod.serve("--port", "1")
+    runs.eventually((pod.top / "ahead").exists)
+    words = (pod.top / "ahead").read_text().splitlines()
+    assert words[:2] == ["-IS", f"{pod.warm.handoff}/ahead.py"]
+    assert words[2] == (pod.top / "pid").read_text().strip()
+    assert words[3:7] == ["5", pod.warm.notes, "", "/v/x"]
+    assert ".live" in (pod.top / "fds").read_text(), "the server holds the lock"
+    assert not [line for line in words if ".live" in line]
+
+
 def test_other_kernels_begin_with_no_crashes(pod):
     kernels(pod)
     for _ in range(2):
@@ -280,6 +392,7 @@ def test_the_shape_of_the_record_never_changes(pod):
         "served_name": "org/x",
         "env": {"A": "1", "B": "2"},
         "argv": ["--x", "ü"],
+        "levers": [],
         "crashed": "",
         "pieces": [
             {"kind": "weights", "key": "a" * 64, "restored": None} | whole | weights,
@@ -301,3 +414,74 @@ def test_the_record_and_the_scripts_say_the_same(pod):
     record = as_json(handoff)
     assert argv == ["serve", record["model_path"], *record["argv"]]
     assert {name: seen[name] for name in record["env"]} == record["env"]
+
+
+def note(pod):
+    return json.loads(Path(pod.warm.server).read_text())
+
+
+def noting(pod, **changed):
+    """Write a handoff whose starts are noted by this very Python."""
+    Path(pod.warm.root).mkdir(exist_ok=True)
+    (pod.top / "c.yaml").write_text("port: 1\n")
+    factors = {f"file.{pod.top}/c.yaml": "digest", "file./no/such.yaml": "digest", "engine.a": "1"}
+    keys = {"compile": Key("compile", factors)}
+    harvest = Harvest("", keys, interpreter=sys.executable)
+    pod.write(warm=pod.warm, known=freedoms.FREE_VARIABLES, harvest=harvest, **changed)
+    return json.loads(Path(pod.warm.keys).read_text())["handoff"]
+
+
+@pytest.mark.parametrize("shell", [None, *SHELLS])
+def test_how_a_server_was_started_is_noted_in_names_and_numbers(tmp_path, shell):
+    pod = Pod(tmp_path, "it's here")
+    identity = noting(pod, env={"VLLM_GOOD": "1"})
+    quiet = {"VLLM_GOOD": "2", "VLLM_LOGGING_LEVEL": "x", "X": "VLLM_NO=1"}
+    err, _, _ = pod.serve(shell=shell, env=quiet | {"VLLM_X_SERVICE_HOST": "1.2.3.4"})
+    found = note(pod)
+    engine, files = found.pop("engine"), found.pop("files")
+    digest = hashlib.sha256(b"port: 1\n").hexdigest()
+    assert files == {f"{pod.top}/c.yaml": digest, "/no/such.yaml": None}
+    clean = {"schema_version": 1, "handoff": identity, "extra": 0, "unknown": [], "cold": False}
+    assert (found, err) == (clean | {"first": True}, "")
+    assert engine["command"] == f"{pod.bin}/vllm"
+    assert engine["interpreter"] is None, "the stub is a shell's"
+    assert engine["python"] == ".".join(map(str, sys.version_info[:3]))
+    env = {"VLLM_BAD": "planted", "TORCHINDUCTOR_X": "planted", "OMP_NUM_THREADS": "3"}
+    err, argv, _ = pod.serve("--api-key", "planted", shell=shell, env=env)
+    assert argv[-2:] == ["--api-key", "planted"]
+    assert sorted(note(pod).pop("unknown")) == sorted(env)
+    assert (note(pod)["extra"], note(pod)["first"]) == (2, False)
+    assert "planted" not in Path(pod.warm.server).read_text()
+    assert err.count("\n") == 1 and "VLLM_BAD" in err, "of others, nobody was told before"
+    left = {name for name in os.listdir(pod.warm.root) if name.startswith("serve")}
+    assert left == {"served", "server.json"}
+
+
+@pytest.mark.parametrize("shell", [None, *SHELLS])
+def test_a_note_that_cannot_be_written_keeps_no_server_from_starting(pod, shell):
+    noting(pod)
+    os.mkdir(pod.warm.server)
+    err, argv, _ = pod.serve(shell=shell)
+    assert argv[0] == "serve"
+    assert "not harvested" in err
+    assert os.listdir(pod.warm.server) == []
+
+
+def test_an_image_without_the_python_of_the_keys_notes_nothing_and_counts_as_a_start(pod):
+    noting(pod)
+    pod.serve()
+    pod.write(warm=pod.warm, harvest=Harvest("", interpreter="/no/python"))
+    assert pod.serve()[0] == ""
+    assert not os.path.exists(pod.warm.server), "the note of another server is no note of this one"
+    noting(pod)
+    pod.serve()
+    assert note(pod)["first"] is False
+
+
+def test_another_handoff_is_another_identity(pod):
+    pod.write()
+    first = Path(pod.warm.keys).read_text()
+    pod.write()
+    assert Path(pod.warm.keys).read_text() == first
+    pod.write(argv=["--seed", "1"])
+    assert json.loads(Path(pod.warm.keys).read_text())["handoff"] not in first

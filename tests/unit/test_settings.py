@@ -1,10 +1,12 @@
 """Strings of the command line → values (`warmer.settings`)."""
 
+import dataclasses
+
 import pytest
 
 from warmer.errors import UsageError
 from warmer.model import KERNEL_KINDS, KINDS, ModelRef
-from warmer.settings import Settings, parse_directory, parse_on_miss
+from warmer.settings import Settings, consistent, parse_directory, parse_on_miss
 from warmer.urls import parse_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -136,3 +138,21 @@ def test_a_relative_directory_is_refused_by_the_name_of_its_flag(path):
     with pytest.raises(UsageError, match=r"^got --warm-dir ") as refused:
         parse_directory(path, "--warm-dir")
     assert refused.value.reason == "relative-path"
+
+
+@pytest.mark.parametrize("words", [["kernels=fail"], ["fail"], ["compile=fail"], ["bytecode=fail"]])
+def test_a_start_that_must_not_be_cold_cannot_be_the_one_that_is_harvested(words):
+    chosen = Settings("/v", "/w", parse_model("org/name"), on_miss=parse_on_miss(words))
+    assert consistent(chosen) is chosen, "a build comes before the start"
+    chosen = dataclasses.replace(chosen, compile="harvest")
+    with pytest.raises(UsageError, match="would never start") as refused:
+        consistent(chosen)
+    assert (refused.value.reason, refused.value.exit_code) == ("harvest-or-fail", 2)
+    assert "--compile=run" in refused.value.hint
+
+
+def test_weights_may_fail_the_start_that_is_harvested_and_nothing_of_it_is_proved():
+    chosen = Settings("/v", "/w", parse_model("org/name"), compile="harvest")
+    assert consistent(chosen).policy("weights") == "fail"
+    with pytest.raises(UsageError, match="nothing to prove"):
+        consistent(dataclasses.replace(chosen, prove=True))

@@ -33,6 +33,7 @@ VERBS: Final = {
         "Phase table of a start, alone or beside a cold one; timeline.",
     ),
     "serve": ("warmer.cli.serve", "Start vLLM as its kernels were built."),
+    "sidecar": ("warmer.cli.sidecar", "Harvest what the server builds; probes and metrics."),
     "tune": ("warmer.cli.tune", "Propose CUDA-graph capture sizes from observed batches."),
 }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from warmer import argv, freedoms, settings, urls
+from warmer import argv, freedoms, levers, settings, urls
 from warmer.cli import config_file, trusting
 from warmer.settings import Settings
 
@@ -103,10 +103,26 @@ _COMMON: Final = (
     option("--image", metavar="DIGEST", help="Digest of the container image; part of the keys."),
     option(
         "--compile",
-        type=click.Choice(["run", "never"]),
+        type=click.Choice(["run", "harvest", "never"]),
         default="run",
         show_default=True,
-        help="Build missing kernels by running the engine once here, or never.",
+        help="Build missing kernels by running the engine once here, leave them to the server and its "
+        "sidecar (harvest), or never.",
+    ),
+    option(
+        "--lever",
+        multiple=True,
+        metavar="NAME=on|off",
+        help=f"Switch what makes a start faster: {', '.join(levers.NAMES)}. `plan --explain` "
+        "tells what each does, and its risk.",
+    ),
+    option(
+        "--read-ahead",
+        default="auto",
+        show_default=True,
+        metavar="auto|off|SIZE",
+        help="How much the server's start reads into the page cache while it imports; auto: as "
+        "memory allows.",
     ),
     option(
         "--remote",
@@ -218,7 +234,7 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
         for name in ("compile", "retry", "workers", "wait", "engine_timeout", "vllm", "image")
         if values.get(name) is not None
     }
-    return Settings(
+    chosen_by_user = Settings(
         volume=settings.parse_directory(values["volume"], "--volume"),
         warm_dir=settings.parse_directory(values["warm_dir"], "--warm-dir"),
         model=urls.parse_model(values["model"]),
@@ -237,6 +253,8 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
             direct=bool(values.get("direct")), keep_cached=not values.get("no_page_cache")
         ),
         prove=bool(values.get("prove")),
+        levers=levers.parse(values.get("lever") or ()),
+        read_ahead=settings.parse_read_ahead(values.get("read_ahead") or "auto"),
         trust=trusting.read(values, environment),
         me=me(),
         environment={
@@ -246,6 +264,7 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
         },
         **chosen,
     )
+    return settings.consistent(chosen_by_user)
 
 
 def me() -> str:

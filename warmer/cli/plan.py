@@ -21,7 +21,9 @@ Example:
 )
 @options.common
 @click.option(
-    "--explain", is_flag=True, help="Name every factor that differs from the nearest key."
+    "--explain",
+    is_flag=True,
+    help="Name every factor that differs from the nearest key, and every lever with its risk.",
 )
 def command(*, explain: bool, json: bool, **values: Any) -> int:
     """Observe and print what is missing, why, and what filling it takes. Changes nothing."""

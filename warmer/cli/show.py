@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from warmer import levers
 from warmer.quantities import show_bytes
 from warmer.secrecy import printable
 
 if TYPE_CHECKING:
-    from warmer.model import Host, Nearest, Step
-    from warmer.prefill import Outcome
+    from warmer.machine import Host
+    from warmer.model import Nearest, Step
+    from warmer.outcome import Outcome
     from warmer.settings import Settings
     from warmer.situation import Situation
 
@@ -37,6 +39,8 @@ def plan(situation: Situation, *, as_json: bool, explain: bool) -> None:
         _say(f"{kind:<11}{'-':<12}  cold     {reason}")
     for kind, reason in situation.plan.unneeded.items():
         _say(f"{kind:<11}{'-':<12}  unneeded {reason}")
+    if explain:
+        _levers(situation)
     if situation.plan.empty:
         _say("plan   empty: warm")
         return
@@ -68,6 +72,15 @@ def plan_json(situation: Situation) -> dict[str, Any]:
         "steps": [_step(step) for step in situation.plan.steps],
         "without": dict(situation.plan.without),
         "unneeded": dict(situation.plan.unneeded),
+        "levers": {
+            lever.name: {
+                "on": situation.how.levers[lever.name].on,
+                "why": situation.how.levers[lever.name].why,
+                "does": lever.does,
+                "risk": lever.risk,
+            }
+            for lever in levers.LEVERS
+        },
     }
 
 
@@ -160,6 +173,17 @@ def _value(value: Any) -> str:
     else:
         text = json.dumps(value)
     return printable(text, _SHOWN)
+
+
+def _levers(situation: Situation) -> None:
+    """Say what makes a start faster beyond its caches, and how it is switched."""
+    _say("levers     switched by --lever NAME=on|off")
+    for lever in levers.LEVERS:
+        state = situation.how.levers[lever.name]
+        why = f": {state.why}" if state.why else ""
+        _say(f"  {lever.name:<13}{'on' if state.on else 'off'}{why}")
+        _say(f"    does  {lever.does}")
+        _say(f"    risk  {lever.risk}")
 
 
 def _cost(step: Step) -> str:

@@ -20,7 +20,7 @@ from warmer.model import KERNEL_KINDS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from warmer.prefill import Outcome
+    from warmer.outcome import Outcome
 
 DEFAULT: Final = "/dev/termination-log"
 """Where the kubelet puts it, unless `terminationMessagePath` says otherwise."""

@@ -8,10 +8,13 @@ that is flushed before the first byte goes.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import secrets
 import shutil
 from typing import TYPE_CHECKING, Final
 
+from warmer import regular
 from warmer.collect import census, need
 from warmer.collect.census import GOING
 from warmer.errors import using
@@ -170,3 +173,20 @@ def _flush(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def count(volume: Volume, size: int) -> None:
+    """Add to how many bytes were removed in all; the caller is the only gc. A number, no more."""
+    if not size:
+        return
+    fresh = f"{volume.collected}.{secrets.token_hex(4)}"
+    try:
+        before = 0
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            before = int(json.loads(regular.read(volume.collected))["removed_bytes"])
+        with open(fresh, "x", encoding="utf-8") as f:
+            f.write(json.dumps({"schema_version": 1, "removed_bytes": before + size}) + "\n")
+        os.replace(fresh, volume.collected)
+    except (OSError, regular.OddFileError):
+        with contextlib.suppress(OSError):
+            os.unlink(fresh)

@@ -6,17 +6,19 @@ safe to share is in `warmer/fill/rehash.py`, the script it is given.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING, Final
 
-from warmer.errors import EngineError
+from warmer.errors import EngineError, using
 from warmer.fill import process
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 FAMILY: Final = "pycache"
 """The directory under the kind's tree that PYTHONPYCACHEPREFIX names (warmer/families.py)."""
@@ -28,7 +30,8 @@ _TAIL: Final = 12
 # puts on the path, may hold a directory named vllm.
 _IMPORT: Final = (
     "import sys; '' in sys.path and sys.path.remove('');"
-    "import vllm.entrypoints.cli.main, vllm.entrypoints.openai.api_server"
+    "import vllm.entrypoints.cli.main, vllm.entrypoints.openai.api_server;"
+    "print(open('/proc/self/maps').read())"
 )
 
 
@@ -45,8 +48,11 @@ class Bound:
     dropped: Mapping[str, int]
 
 
-def import_server(interpreter: str, *, environment: Mapping[str, str], timeout: float) -> None:
+def import_server(interpreter: str, *, environment: Mapping[str, str], timeout: float) -> set[str]:
     """Import what vLLM's server imports, so that Python writes its bytecode.
+
+    Returns:
+        The shared libraries that it mapped.
 
     Args:
         interpreter: the engine's Python.
@@ -57,7 +63,42 @@ def import_server(interpreter: str, *, environment: Mapping[str, str], timeout: 
         EngineError: the import failed or took too long; its last lines are shown.
     """
     words = [interpreter, "-c", _IMPORT]
-    _run(words, environment, timeout=timeout, doing="importing vLLM's server")
+    said = _run(words, environment, timeout=timeout, doing="importing vLLM's server")
+    return process.mapped("\n".join(said))
+
+
+def take_notes(
+    place: str,
+    interpreter: str,
+    *,
+    libraries: Iterable[str],
+    environment: Mapping[str, str],
+    beside: str,
+) -> None:
+    """Write down what a start finds out and maps, for the starts to come (warmer/handoff/start.py).
+
+    Without notes a start is slower, and nothing else: what fails here is no failure.
+
+    Args:
+        place: the file.
+        interpreter: the engine's Python.
+        libraries: shared libraries that it maps.
+        environment: the whole environment of the build run.
+        beside: the warm dir, whose own files are not noted: a restore has just written them.
+    """
+    quiet = {**environment, "PYTHONDONTWRITEBYTECODE": "1"}
+    notes: dict[str, object] = {}
+    with (
+        contextlib.suppress(EngineError, ValueError, TypeError, IndexError),
+        as_file(files("warmer.handoff").joinpath("start.py")) as script,
+    ):
+        words = [interpreter, str(script), "--notes"]
+        said = _run(words, quiet, timeout=_BINDING, doing="asking which packages are installed")
+        notes = dict(json.loads(said[-1]))
+    inside = os.path.join(beside, "")
+    notes["libraries"] = sorted(path for path in libraries if not path.startswith(inside))
+    with using("the warm dir"), open(place, "w", encoding="utf-8") as f:
+        json.dump({"schema_version": 1, **notes}, f, sort_keys=True)
 
 
 def by_content(

@@ -38,6 +38,10 @@ class Claims:
     Args:
         open_lock: opens the lock when something is to be filled, and not before.
         seconds: where the seconds that other owners were waited for are added, as ``waiting``.
+
+    Attributes:
+        waited: seconds spent asking and waiting, in all claims.
+        takeovers: times that an owner was succeeded which had not given the lock back.
     """
 
     def __init__(
@@ -46,6 +50,8 @@ class Claims:
         self._open = open_lock
         self._lock: Lock | None = None
         self._seconds = {} if seconds is None else seconds
+        self.waited = 0.0
+        self.takeovers = 0
 
     @contextmanager
     def claim(self, key: Key, *, wait: float, filled: Callable[[], bool]) -> Iterator[Grant | None]:
@@ -62,14 +68,16 @@ class Claims:
             VolumeError: the lock does not work here.
             LockError: the lock's service failed or refused.
         """
-        grant = None
+        grant, started = None, time.monotonic()
         try:
             waiting = _Waiting(self._ask, self._leave, key, wait=wait, filled=filled)
             try:
                 grant = waiting.grant()
             finally:
+                self.waited += time.monotonic() - started
                 if spent := waiting.for_an_owner:
                     self._seconds["waiting"] = round(self._seconds.get("waiting", 0) + spent, 3)
+            self.takeovers += grant is not None and grant.took_over
             yield grant
         finally:
             if grant is not None:

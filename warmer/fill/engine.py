@@ -47,11 +47,13 @@ class Run:
         ready: seconds from start to the first 200 of ``/health``.
         status: of the answer to the one representative request; 0 where there was none.
         log: path of what the engine said.
+        libraries: shared libraries that its processes had mapped.
     """
 
     ready: float
     status: int
     log: str
+    libraries: tuple[str, ...] = ()
 
     @property
     def answered(self) -> bool:
@@ -108,6 +110,7 @@ def run(
             _wait_ready(server, port, deadline=started + timeout, tail=tail, tick=tick)
             ready = time.monotonic() - started
             status = _ask(port)
+            libraries = process.libraries(server)
             _wait_settled(settled)
             process.stop(server)
         except EngineError as exc:
@@ -121,7 +124,7 @@ def run(
         finally:
             process.kill(server)
             reader.join(5)
-    return Run(ready, status, log)
+    return Run(ready, status, log, libraries)
 
 
 class _Tail:

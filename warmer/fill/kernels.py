@@ -19,7 +19,7 @@ from warmer.fill import bytecode, crashes, engine, restore, stagings, trees
 from warmer.observe import numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from warmer.fill.claim import Claims
     from warmer.fill.locks import Grant
@@ -128,7 +128,8 @@ def build(
         }
         if "bytecode" in keys:  # before what others wait for, lest they fill it beside us
             key = keys["bytecode"]
-            _add_bytecode(volume, warm, key, builder=builder, claims=claims, wait=wait)
+            libraries = run.libraries
+            _add_bytecode(volume, warm, key, libraries, builder=builder, claims=claims, wait=wait)
         trees.publish_tree(
             volume,
             warm,
@@ -215,10 +216,10 @@ def build_bytecode(
         restore.forget(warm, key.kind)
         with using("the warm dir"):
             os.makedirs(warm.tree(key.kind))
-        bytecode.import_server(
+        libraries = bytecode.import_server(
             builder.interpreter, environment=builder.environment, timeout=builder.timeout
         )
-        _by_content(warm, builder)
+        _by_content(warm, builder, libraries)
         seconds = time.monotonic() - started
         trees.publish_tree(
             volume,
@@ -237,11 +238,18 @@ def build_bytecode(
 
 
 def _add_bytecode(
-    volume: Volume, warm: WarmDir, key: Key, *, builder: Builder, claims: Claims, wait: float
+    volume: Volume,
+    warm: WarmDir,
+    key: Key,
+    libraries: Iterable[str],
+    *,
+    builder: Builder,
+    claims: Claims,
+    wait: float,
 ) -> None:
     """Publish what bytecode the run added; without it the kernels are as good."""
     try:
-        _by_content(warm, builder)
+        _by_content(warm, builder, libraries)
         # No seconds: the run's are not what filling this piece alone takes.
         trees.publish_shared(
             volume,
@@ -258,12 +266,19 @@ def _add_bytecode(
         restore.forget(warm, key.kind)
 
 
-def _by_content(warm: WarmDir, builder: Builder) -> None:
+def _by_content(warm: WarmDir, builder: Builder, libraries: Iterable[str]) -> None:
     tree = os.path.join(warm.tree("bytecode"), bytecode.FAMILY)
     found = bytecode.by_content(
         tree, builder.interpreter, package="vllm", environment=builder.environment
     )
     _log.info("bytecode is bound to its sources", kept=found.kept, dropped=dict(found.dropped))
+    bytecode.take_notes(
+        warm.notes,
+        builder.interpreter,
+        libraries=libraries,
+        environment=builder.environment,
+        beside=warm.root,
+    )
 
 
 def _sizes(tree: str) -> dict[str, int]:

@@ -66,7 +66,7 @@ def scan(tree: str, excluded: Sequence[str]) -> Manifest:
     """
     members: dict[str, Member] = {}
     empty: list[str] = []
-    for path, info in _walk(tree, "", excluded):
+    for path, info in walk(tree, excluded):
         if info is None:
             empty.append(path)
             continue
@@ -80,7 +80,7 @@ def scan(tree: str, excluded: Sequence[str]) -> Manifest:
 
 def changed(tree: str, excluded: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Yield the files that `scan` would hash and when each was changed, in ns; others may write."""
-    for path, info in _walk(tree, "", excluded):
+    for path, info in walk(tree, excluded):
         if info is not None:
             yield path, info.st_mtime_ns
 
@@ -123,8 +123,8 @@ def parse(data: bytes, *, where: str) -> Manifest:
     return Manifest(members, empty)
 
 
-def _walk(
-    tree: str, prefix: str, excluded: Sequence[str]
+def walk(
+    tree: str, excluded: Sequence[str], prefix: str = ""
 ) -> Iterator[tuple[str, os.stat_result | None]]:
     """Yield (path, stat) of regular files, and (path, None) of directories that hold nothing."""
     try:
@@ -140,7 +140,7 @@ def _walk(
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in excluded):
             continue
         if is_directory:
-            yield from _walk(tree, path, excluded)
+            yield from walk(tree, excluded, path)
         elif entry.is_file(follow_symlinks=False):
             with contextlib.suppress(FileNotFoundError):  # removed while we look
                 yield path, entry.stat(follow_symlinks=False)

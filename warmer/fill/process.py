@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +39,9 @@ _LAUNCH: Final = (
 _WATCH: Final = (
     "import os, signal, sys;os.read(0, 1) or os.killpg(int(sys.argv[1]), signal.SIGKILL)"
 )
+
+
+_LIBRARY: Final = re.compile(r" (/[^\n]*\.so(?:\.[0-9]+)*)$", re.MULTILINE)
 
 
 def python(module: str, *words: str) -> list[str]:
@@ -113,13 +117,32 @@ def listens(process: subprocess.Popen[bytes], port: int) -> bool:
     sockets = set()
     with contextlib.suppress(OSError), open("/proc/net/tcp", encoding="ascii") as f:
         sockets = {f"socket:[{line.split()[9]}]" for line in f if listening in line}
+    for pid in _members(process):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if {os.readlink(fd.path) for fd in os.scandir(f"/proc/{pid}/fd")} & sockets:
+                return True
+    return False
+
+
+def libraries(process: subprocess.Popen[bytes]) -> tuple[str, ...]:
+    """Name the shared libraries that processes of the group have mapped, sorted."""
+    found: set[str] = set()
+    for pid in _members(process):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as f:
+            found.update(mapped(os.fsdecode(f.read())))
+    return tuple(sorted(found))
+
+
+def mapped(maps: str) -> set[str]:
+    """Read the shared libraries out of what ``/proc/<pid>/maps`` says."""
+    return {found[1] for found in _LIBRARY.finditer(maps)}
+
+
+def _members(process: subprocess.Popen[bytes]) -> Iterator[str]:
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # it ended meanwhile
             if os.getpgid(int(pid)) == process.pid:
-                held = {os.readlink(fd.path) for fd in os.scandir(f"/proc/{pid}/fd")}
-                if held & sockets:
-                    return True
-    return False
+                yield pid
 
 
 def _group_alive(group: int) -> bool:

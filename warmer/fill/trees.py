@@ -20,7 +20,7 @@ from warmer.families import excluded
 from warmer.fill import archive, leaks, members, publish, restore, stagings
 from warmer.layout import ARCHIVE, MANIFEST, SEAL
 from warmer.observe import inventory, numbers
-from warmer.seal import LONGEST, SealedFile
+from warmer.seal import ENGINE_RUN, LONGEST, SealedFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -63,6 +63,7 @@ def publish_shared(
     seconds: float,
     trust: Trust,
     secrets: Mapping[str, str],
+    source: str = ENGINE_RUN,
 ) -> int:
     """Publish a shared kind if the run added to it; return the generation that now holds it.
 
@@ -76,7 +77,7 @@ def publish_shared(
         stagings.sweep(volume, key, grant)
         look = inventory.observe(volume, warm, {key.kind: key}, trust=trust, neighbours=False)
         held = look.held[key.kind]
-        _clean(warm, key, secrets)
+        clean(warm, key, secrets)
         if held.verdict == "sealed":
             mine = set(_scan(warm, key).members)
             theirs, seal_sha256 = restore.read_manifest(volume, key, held.generation, trust=trust)
@@ -94,6 +95,7 @@ def publish_shared(
             seconds=seconds,
             trust=trust,
             secrets=secrets,
+            source=source,
         )
 
 
@@ -123,14 +125,19 @@ def _merge(
         shutil.rmtree(mine, ignore_errors=True)
 
 
-def _clean(warm: WarmDir, key: Key, secrets: Mapping[str, str]) -> None:
+def clean(warm: WarmDir, key: Key, secrets: Mapping[str, str]) -> None:
+    """Remove the files that hold one of the secrets (name → value) from a tree to be published.
+
+    Raises:
+        VolumeError: the warm dir failed.
+    """
     if key.kind == "bytecode":  # of the image's own sources, which anybody may read
         return
     with using("the warm dir"):
         found = leaks.remove(warm.tree(key.kind), excluded(key.kind), secrets)
     for path, name in found.items():
         _log.warning(
-            "the engine wrote a secret into its cache: the file is removed, not published",
+            "the engine wrote a secret into its cache: the file is not published",
             kind=key.kind,
             file=path
             if path.isprintable() and secrets[name] not in path
@@ -154,12 +161,13 @@ def publish_tree(
     needs: Mapping[str, int] | None = None,
     trust: Trust,
     secrets: Mapping[str, str],
+    source: str = ENGINE_RUN,
 ) -> int:
     """Publish the kind's tree as it is, and record that it is what the generation holds.
 
     Files that hold one of the secrets (name → value) are removed first.
     """
-    _clean(warm, key, secrets)
+    clean(warm, key, secrets)
     staging = stagings.begin(volume, key)
     with stagings.staged(staging, grant):
         with using("the warm dir or the volume"):
@@ -182,7 +190,7 @@ def publish_tree(
             files=[*packed, sealed],
             grant=grant,
             after=after,
-            source="engine run",
+            source=source,
             seconds=seconds,
             needs=needs,
             trust=trust,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from warmer import families, freedoms
+from warmer import families, freedoms, seal
 from warmer.handoff import write
-from warmer.handoff.render import Handoff, Piece
+from warmer.handoff.render import Handoff, Harvest, Piece
 from warmer.model import KERNEL_KINDS
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ def hand_off(s: Situation, without: Mapping[Kind, str]) -> None:
             serve_argv += ["--revision", s.wanted.model.revision]
     else:
         write.link_model(model_path, model_files)
-    if set(without) - {"bytecode"}:  # what is cold may need what warmer does not know of
+    made = s.held.held["compile"].source if "compile" in s.held.held else ""
+    # What is cold may need what warmer does not know of, and so may what a server built that had it.
+    if set(without) - {"bytecode"} or (made == seal.HARVEST and "compile" not in without):
         env = {name: value for name, value in env.items() if not name.endswith("_OFFLINE")}
     pieces = _pieces(s, without)
     if not any(piece.kind == "bytecode" and piece.verdict == "sealed" for piece in pieces):
@@ -52,13 +54,46 @@ def hand_off(s: Situation, without: Mapping[Kind, str]) -> None:
             argv=serve_argv,
             pieces=pieces,
             command=stack.command if stack is not None else ("vllm",),
-            known=freedoms.FREE_VARIABLES,
+            known=[
+                name
+                for name in freedoms.FREE_VARIABLES
+                if stack is None or freedoms.free_variable(name, freedoms.version(stack.vllm))
+            ],
             use=s.warm.use,
             uses=s.volume.uses,
             warm=s.warm,
             crashes=s.volume.crashes,
+            levers=[name for name, state in s.how.levers.items() if state.on],
+            interpreter=stack.interpreter if stack is not None else "",
+            read_ahead=s.settings.read_ahead,
+            harvest=_harvest(s, without),
         ),
     )
+
+
+def _harvest(s: Situation, without: Mapping[Kind, str]) -> Harvest:
+    """Say what of the server's building fits its keys."""
+    # Servers write no bytecode.
+    kinds = [kind for kind in s.wanted.keys if kind in KERNEL_KINDS and kind != "bytecode"]
+    forbidden = _forbidden(s, without) if "compile" in kinds else "no kernels have a key here"
+    return Harvest(
+        forbidden,
+        {} if forbidden else {kind: s.wanted.keys[kind] for kind in kinds},
+        interpreter=s.host.stack.interpreter if s.host.stack is not None else "",
+        trusted=tuple(sorted(s.settings.trust.keys)),
+    )
+
+
+def _forbidden(s: Situation, without: Mapping[Kind, str]) -> str:
+    """Say why nothing that the server builds may be published; empty where it may."""
+    if s.settings.compile == "never":
+        return "--compile=never"
+    if "weights" in without:
+        return "the weights are not handed off: the server reads them from another path"
+    cold = [kind for kind in without if kind != "bytecode"]
+    if cold and s.settings.compile != "harvest":
+        return f"{cold[0]} was to be built by a run of the engine, and was not"
+    return ""
 
 
 def _pieces(s: Situation, without: Mapping[Kind, str]) -> list[Piece]:

@@ -1,18 +1,16 @@
-"""Count the starts that end before the server is ready; after two, start without the kernels.
+"""Count the starts that end before the server is ready: after two, start without the kernels.
 
 A kernel that crashes the engine at load does so at every start, and the kubelet starts the server's
 container again, never warmer's. So `serve` asks here before it becomes vLLM. One file, the standard
 library alone, Python 3.9 or newer, run as ``python3 -IS ready.py``.
 
-A start leaves a record. A process that stays behind keeps it locked and takes it away when the
-server answers ``/health``, or lives after an hour, and ends. A record that nobody locks is of a
-start that ended too early. The next start names it on the volume, where it may write there, so that
-other pods learn of it; a start that is ready acquits its kernels.
+A start leaves a record, by rename, never half there. A process that stays behind keeps it locked and
+takes it away when the server answers ``/health``, or lives after an hour, and ends. A record that
+nobody locks is of a start that ended too early. A later start names it on the volume, where it may
+write there, so that other pods learn of it; a start that is ready acquits its kernels.
 
-A record comes by rename, and is never half there. Nothing here may keep a server from starting:
-whatever fails, the start goes on as if it were the first.
-
-Exit status: 9 start without the kernels; anything else: with them.
+Exit status: 9 start without the kernels; 8 with them, without the levers on trial (warmer/levers.py):
+a start crashed, or would not be counted; 0 with both. Whatever else Python ends with counts as 8.
 """
 
 from __future__ import annotations
@@ -25,12 +23,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-WITH, WITHOUT = 0, 9
+WITH, PLAIN, WITHOUT = 0, 8, 9
 _CRASHES = 2
-_PATIENCE = 3600.0
-"""Seconds after which a start that is not ready has at least not crashed at load."""
-_POLL = 0.1
-_ANSWER = 5.0
+_PATIENCE = 3600.0  # seconds; what lives as long has at least not crashed at load
+_POLL, _ANSWER = 0.1, 5.0
 _HERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked from here
 _READY, _ENDED, _OLD = "ready", "ended", "old"
 
@@ -42,9 +38,7 @@ class Server:
     """
 
     def __init__(self, host: str, port: int, uds: str, *, plain: bool) -> None:
-        self.address = host, port
-        self.uds = uds
-        self.plain = plain
+        self.address, self.uds, self.plain = (host, port), uds, plain
 
     def ready(self) -> bool:
         """Ask once."""
@@ -88,12 +82,11 @@ def find(words: Sequence[str]) -> Server | None:
 def _configured(path: str) -> dict[str, str]:
     """Read where to listen from vLLM's YAML file: the top level is all that can say it."""
     found: dict[str, str] = {}
-    if path:
-        with open(path, encoding="utf-8") as f:
-            for line in f:
-                name, _, value = line.partition(":")
-                if name.strip("\"'") in ("host", "port"):
-                    found[name.strip("\"'")] = value.partition(" #")[0].strip().strip("\"'")
+    with open(path or os.devnull, encoding="utf-8") as f:
+        for line in f:
+            name, _, value = line.partition(":")
+            if name.strip("\"'") in ("host", "port"):
+                found[name.strip("\"'")] = value.partition(" #")[0].strip().strip("\"'")
     return found
 
 
@@ -104,6 +97,7 @@ class Starts:
         self.directory = directory
         self.mark = mark
         self.note = os.path.join(directory, f"{mark}.crashed")
+        self.plain = os.path.join(directory, f"{mark}.plain")
 
     def path(self, sort: str, start: str) -> str:
         """Name the record of a start with (``warm``) or without (``cold``) the kernels."""
@@ -121,9 +115,8 @@ class Starts:
             if not name.startswith(self.mark) and self._ended(name):
                 forget(os.path.join(self.directory, name))
 
-    def begin(self, sort: str, start: str, pieces: Iterable[str]) -> None:
+    def begin(self, path: str, pieces: Iterable[str]) -> None:
         """Leave the record of a start, locked until this process and its children end."""
-        path = self.path(sort, start)
         fresh = os.path.join(self.directory, f".{os.path.basename(path)}")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -133,14 +126,12 @@ class Starts:
     def _ended(self, name: str) -> bool:
         try:
             descriptor = os.open(os.path.join(self.directory, name), os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            finally:
+                os.close(descriptor)
         except OSError:
             return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        finally:
-            os.close(descriptor)
         return True
 
 
@@ -176,56 +167,65 @@ def main(words: Sequence[str]) -> int:
 
     Args:
         words: where the records are; where the trees of starts without kernels are; where the
-            volume is told; the mark of the kernels; their names; ``--``; the words after `vllm`.
+            volume is told; the kernels' mark; the levers on trial, as people say them, or an
+            empty word; the kernels' names; ``--``; the words after `vllm`.
     """
     at = words.index("--")
-    directory, trees, crashes, mark, *pieces = words[:at]
+    directory, trees, crashes, mark, levers, *pieces = words[:at]
     server = find(words[at + 1 :])
     starts = Starts(directory, mark)
     start = os.urandom(8).hex()
-    answer, sort = WITH, "warm"
+    answer, record = WITH, ""
     try:
         os.makedirs(directory, exist_ok=True)
         starts.sweep()
-        known = os.path.exists(starts.note)
-        ended = [] if known else starts.ended("warm")
-        if known or len(ended) >= _CRASHES:
-            _renew(starts, os.path.join(trees, mark), start)
-            answer, sort = WITHOUT, "cold"
-            _say(
-                "these kernels crashed the engine at load twice: starting without them",
-                "the next warmer prefill retires them; the log of the container before says why",
-            )
+        answer, told = _decide(starts, os.path.join(trees, mark), start, levers)
         if server is None:
             _say("no port is known: a crash at load would not count", "give --port a number")
-            return answer
-        starts.begin(sort, start, pieces)
+            return max(answer, PLAIN)
+        record = starts.path("cold" if answer == WITHOUT else "warm", start)
+        starts.begin(record, pieces)
         parent = os.getppid()
         process = _opened(parent)
-        child = os.fork()
+        if os.fork():
+            return answer
     except OSError as exc:
-        forget(starts.path(sort, start))
+        forget(record)
         _say(f"{exc.strerror}: a crash at load would not count", f"look at {exc.filename}")
-        return answer
-    if child:
-        return answer
+        return max(answer, PLAIN)
     try:
         _detach()
-        tell(crashes, pieces, ended)
-        if sort == "cold":
+        tell(crashes, pieces, told)
+        if answer == WITHOUT:
             _touch(starts.note)
         _clear(trees, keep=mark)
         seen = _watch(server, parent, process)
-        if seen == _READY and sort == "warm":
-            for other in starts.ended(sort):
-                forget(starts.path(sort, other))
+        if seen == _READY and answer != WITHOUT:
+            for other in starts.ended("warm"):
+                forget(starts.path("warm", other))
             acquit(crashes, pieces)
         if seen != _ENDED:
-            forget(starts.path(sort, start))
+            forget(record)
     except BaseException:  # noqa: BLE001 - who cannot watch does not count
-        forget(starts.path(sort, start))
+        forget(record)
     finally:
         os._exit(0)
+
+
+def _decide(starts: Starts, tree: str, start: str, levers: str) -> tuple[int, list[str]]:
+    """Say how this start goes, and which that ended too early the volume is told of."""
+    known = os.path.exists(starts.note)
+    ended = [] if known else starts.ended("warm")
+    if known or len(ended) >= _CRASHES:
+        _renew(starts, tree, start)
+        what = "these kernels crashed the engine at load twice: starting without them"
+        _say(what, "the next prefill retires them; the log of the container before says why")
+        return WITHOUT, ended
+    if levers and (ended or os.path.exists(starts.plain)):
+        _touch(starts.plain)
+        _say(f"a start crashed: now without {levers}", "docs/levers.md says how to switch them off")
+        return PLAIN, []  # that crash may be a lever's, and no kernel's
+    return WITH, ended
 
 
 def _renew(starts: Starts, tree: str, start: str) -> None:

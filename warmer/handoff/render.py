@@ -1,25 +1,21 @@
-"""The handoff as text: environment, argv, a `serve` script, a record for the probe. Pure.
-
-It works in an image without warmer: `serve` is POSIX sh, `check.py` and `ready.py` are the standard
-library.
-"""
+"""The handoff as text: environment, argv, a `serve` script, a record for the probe. Pure."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from warmer import __version__, families
+from warmer import __version__
+from warmer.handoff import script
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from warmer.layout import WarmDir
-    from warmer.model import Kind
+    from warmer.model import Key, Kind
 
 SCHEMA_VERSION: Final = 1
 
@@ -52,6 +48,23 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Harvest:
+    """What a sidecar may publish of what the server builds.
+
+    Attributes:
+        forbidden: why it may publish nothing; empty where it may.
+        keys: kernel kind → its key.
+        interpreter: the Python that the engine of the keys runs on.
+        trusted: ids of the keys by one of which kernels must be signed; none where they need not.
+    """
+
+    forbidden: str = "nothing was said of it"
+    keys: Mapping[Kind, Key] = field(default_factory=dict)
+    interpreter: str = ""
+    trusted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Handoff:
     """Everything the server is started with.
 
@@ -68,6 +81,10 @@ class Handoff:
         uses: the directory on the volume where `serve` locks that record for the server.
         warm: where starts are counted, and go on without kernels; None: they are not.
         crashes: the directory on the volume where starts that crashed are told.
+        levers: names of those this start uses (warmer/levers.py).
+        interpreter: the Python that `command` runs on; empty where it is not known.
+        read_ahead: bytes to read into the page cache at most; None as memory allows.
+        harvest: what a sidecar may publish.
     """
 
     model_path: str
@@ -82,6 +99,10 @@ class Handoff:
     uses: str = ""
     warm: WarmDir | None = None
     crashes: str = ""
+    levers: Collection[str] = ()
+    interpreter: str = ""
+    read_ahead: int | None = None
+    harvest: Harvest = Harvest()
 
     @property
     def suspects(self) -> tuple[str, ...]:
@@ -101,117 +122,37 @@ class Handoff:
         return self.warm.crashed(self.mark) if self.warm and self.suspects else ""
 
 
-# The loop names what would make the kernels miss before vLLM spends minutes finding out.
-_SERVE: Final = """\
-#!/bin/sh
-# Written by warmer {version}. Starts vLLM as its kernels were built; further arguments go to
-# `vllm serve` after the ones below.
-set -eu
-unset WARMER_SIGNING_KEY # an engine has no use for it
-known=' {known} '
-for name in $(env | sed -n 's/^\\(VLLM_[A-Za-z0-9_]*\\)=.*/\\1/p'); do
-    case "$known" in
-        *" $name "*) continue ;;
-    esac
-    case "$name" in # Kubernetes describes the services of a namespace in such names
-        *_SERVICE_HOST | *_SERVICE_PORT* | *_PORT | *_PORT_[0-9]*_*) ;;
-        *) echo "warmer: $name was not set when the kernels were built; they may not hit" >&2 ;;
-    esac
-done
-{hold}. {env}
-PATH="$PATH"{bin}
-export PATH
-set -- serve {words} "$@"
-{watch}if command -v {program} >/dev/null 2>&1; then
-    exec {command} "$@"
-fi
-exec vllm "$@"
-"""
-
-
-# Not in the background: what decides must have decided, and leaves its own process behind.
-_WATCH: Final = """\
-# Kernels that crashed the engine at load twice are not given to a third start.
-cold=0
-if command -v python3 >/dev/null 2>&1; then
-    python3 -IS {ready} {words} -- "$@" 9<&- || cold=$?
-else
-    echo 'warmer: no python3 here: starts that crash are not counted' >&2
-fi
-if [ "$cold" -eq 9 ]; then
-{without}fi
-"""
-
-
-# The lock goes with the descriptor through exec to the server, and ends with it.
-_HOLD: Final = """\
-# Locked while the server runs: `warmer gc` leaves alone what it was handed.
-if {{ read -r user _ <{use}; }} 2>/dev/null && command -v flock >/dev/null 2>&1; then
-    live={uses}/"$user".live
-    if [ -f "$live" ] && (: <"$live") 2>/dev/null; then
-        exec 9<"$live"
-        flock -s -n 9 2>/dev/null || {{ sleep 1 && flock -s -n 9; }} 2>/dev/null ||
-            echo "warmer: cannot lock $live: warmer gc sees only when this pod started" >&2
-    fi
-fi
-"""
-
-
-def render(handoff: Handoff, *, directory: str, probe: str, counter: str) -> dict[str, str]:
-    """Render every file of the handoff.
+def render(handoff: Handoff, *, directory: str) -> dict[str, str]:
+    """Render what is not the same in every handoff.
 
     Args:
         handoff: the values.
         directory: where the files will be, absolute.
-        probe: the source of the readiness probe.
-        counter: the source of what counts the starts.
 
     Returns:
         File name → text.
     """
-    serve = _SERVE.format(
-        version=__version__,
-        known=" ".join(sorted({*handoff.env, *handoff.known})),
-        env=shlex.quote(os.path.join(directory, "env")),
-        hold=_hold(handoff),
-        watch=_watch(handoff, os.path.join(directory, "ready.py")),
-        bin=_beside(handoff.command[0]),
-        words=shlex.join([handoff.model_path, *handoff.argv]),
-        program=shlex.quote(handoff.command[0]),
-        command=shlex.join(handoff.command),
-    )
+    record = as_json(handoff)
+    keys = _keys(handoff)
+    keys["handoff"] = hashlib.sha256(json.dumps([record, keys]).encode()).hexdigest()
     return {
-        "check.py": probe,
-        "ready.py": counter,
         "env": _env(handoff.env),
-        "serve": serve,
-        "handoff.json": json.dumps(as_json(handoff), indent=1) + "\n",
+        "keys.json": json.dumps(keys, indent=1) + "\n",
+        "serve": script.serve(handoff, directory, keys["handoff"]),
+        "handoff.json": json.dumps(record, indent=1) + "\n",
     }
 
 
-def _hold(handoff: Handoff) -> str:
-    """What keeps the record of use locked; the same text in every pod."""
-    if not handoff.use:
-        return ""
-    return _HOLD.format(use=shlex.quote(handoff.use), uses=shlex.quote(handoff.uses))
-
-
-def _watch(handoff: Handoff, ready: str) -> str:
-    """What counts the starts with these kernels, and what a start without them is given."""
-    if handoff.warm is None or not handoff.suspects:
-        return ""
-    warm, lines = handoff.warm, []
-    for name, value in sorted(handoff.env.items()):
-        # As a handoff without them: a fetch may be needed, and bytecode is not written anew.
-        if name.endswith("_OFFLINE") or name in families.variables("bytecode"):
-            lines.append(f"    unset {name}\n")
-        elif value.startswith(warm.cache + os.sep):
-            moved = os.path.join(warm.cold, handoff.mark) + value.removeprefix(warm.cache)
-            lines.append(f"    export {name}={shlex.quote(moved)}\n")
-    words = (warm.starts, warm.cold, handoff.crashes, handoff.mark, *handoff.suspects)
-    return _WATCH.format(
-        ready=shlex.quote(ready), words=shlex.join(words), without="".join(lines) or "    :\n"
-    )
+def _keys(handoff: Handoff) -> dict[str, Any]:
+    """Render what a sidecar needs that a server does not: factors, to publish under their key."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "forbidden": handoff.harvest.forbidden,
+        "trusted": list(handoff.harvest.trusted),
+        "command": handoff.command[0],
+        "interpreter": handoff.harvest.interpreter,
+        "keys": {kind: dict(key.factors) for kind, key in handoff.harvest.keys.items()},
+    }
 
 
 def as_json(handoff: Handoff) -> dict[str, Any]:
@@ -224,6 +165,7 @@ def as_json(handoff: Handoff) -> dict[str, Any]:
         "served_name": handoff.served_name,
         "env": dict(sorted(handoff.env.items())),
         "argv": list(handoff.argv),
+        "levers": sorted(handoff.levers),
         "pieces": [_piece(piece) for piece in handoff.pieces],
         "crashed": handoff.crashed,
     }
@@ -241,12 +183,6 @@ def _piece(piece: Piece) -> dict[str, Any]:
         "seal_sha256": piece.seal_sha256,
         "restored": piece.restored,
     }
-
-
-def _beside(command: str) -> str:
-    """What goes on the end of PATH for a command's tools; an empty entry would mean "here"."""
-    directory = os.path.dirname(command)
-    return ":" + shlex.quote(directory) if directory else ""
 
 
 def _env(env: Mapping[str, str]) -> str:

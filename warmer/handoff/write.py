@@ -30,16 +30,27 @@ def write(warm: WarmDir, handoff: Handoff) -> None:
     """
     with using(_PLACE):
         os.makedirs(warm.handoff, exist_ok=True)
-        probe = files("warmer").joinpath("check.py").read_text(encoding="utf-8")
-        counter = files("warmer.handoff").joinpath("ready.py").read_text(encoding="utf-8")
-        texts = render(handoff, directory=warm.handoff, probe=probe, counter=counter)
+        texts = render(handoff, directory=warm.handoff) | {
+            **{
+                name: files("warmer").joinpath(name).read_text(encoding="utf-8")
+                for name in ("check.py", "installed.py")
+            },
+            **{name: script(name) for name in ("ready.py", "start.py", "ahead.py")},
+        }
         last = os.path.join(warm.handoff, HANDOFF_FILES[-1])
-        if not all(_holds(os.path.join(warm.handoff, n), text) for n, text in texts.items()):
+        # A probe has no use for the keys, and who takes those back changes nothing for it.
+        told = {name: text for name, text in texts.items() if name != "keys.json"}
+        if not all(_holds(os.path.join(warm.handoff, n), text) for n, text in told.items()):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(last)  # half of another handoff is no handoff
         for name in HANDOFF_FILES:
             path = os.path.join(warm.handoff, name)
             _replace(path, texts[name], 0o755 if name in ("serve", "check.py") else 0o644)
+
+
+def script(name: str) -> str:
+    """Read one of the scripts that run in the server's container."""
+    return files("warmer.handoff").joinpath(name).read_text(encoding="utf-8")
 
 
 def withdraw(warm: WarmDir) -> None:
@@ -105,6 +116,26 @@ def announce(warm: WarmDir, volume: Volume, wanted: Mapping[Kind, Key], *, on_vo
     with using(_PLACE):
         os.makedirs(warm.handoff, exist_ok=True)
         _replace(warm.plan, json.dumps({"schema_version": 1, "pieces": pieces}) + "\n", 0o644)
+
+
+def withdraw_keys(warm: WarmDir) -> None:
+    """Take back what lets a sidecar harvest, before anything but a server writes into the trees.
+
+    Raises:
+        VolumeError: the warm dir failed.
+    """
+    with using(_PLACE), contextlib.suppress(FileNotFoundError):
+        os.unlink(warm.keys)
+
+
+def outcome(warm: WarmDir, text: str) -> None:
+    """Leave what a prefill did, for the sidecar to tell of.
+
+    Raises:
+        VolumeError: the warm dir failed.
+    """
+    with using(_PLACE):
+        _replace(warm.outcome, text, 0o644)
 
 
 def _holds(path: str, text: str) -> bool:

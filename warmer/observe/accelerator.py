@@ -8,7 +8,7 @@ import shutil
 import subprocess
 
 from warmer import gpus
-from warmer.model import Accelerator
+from warmer.machine import Accelerator
 
 
 def gpu() -> Accelerator | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from warmer.model import Host
+from warmer.machine import Host
 from warmer.observe import accelerator, stack
 
 

@@ -152,6 +152,7 @@ def judge_generation(  # noqa: PLR0911 - one return per verdict reads best
         "size": record.size,
         "broken": (*missing, *wrong),
         "seal_sha256": hashlib.sha256(data).hexdigest(),
+        "source": record.source,
     }
     if wrong:
         path, why = next(iter(wrong.items()))

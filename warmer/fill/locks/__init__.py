@@ -42,6 +42,9 @@ class Grant(Protocol):
     exclusive: bool
     """Whether the mechanism keeps others from being granted the key meanwhile."""
 
+    took_over: bool
+    """Whether the owner before never gave it back: it died, or showed no life."""
+
     def still_mine(self) -> bool:
         """Ask, with a round trip, whether the grant still holds. Called last before publishing."""
 

@@ -79,6 +79,8 @@ class FileLock:
                 with using(_PLACE):
                     _break(path, found, silent=unchanged)
                 found = acquire(path, me=self._me, place=_PLACE)
+                if isinstance(found, FileGrant):  # its record was replaced by nobody's
+                    found.took_over = True
         if isinstance(found, FileGrant):
             found.live()
         return found
@@ -130,6 +132,7 @@ class FileGrant:
 
     def __init__(self, descriptor: int, path: str, *, before: Owner, me: Owner) -> None:
         self.epoch = before.epoch + 1
+        self.took_over = bool(before.name)
         self._descriptor: int | None = descriptor
         self._path = path
         self._mutex = threading.Lock()

@@ -111,7 +111,7 @@ class LeaseLock:
         )
         written = _swap(self._register, name, mine, version)
         if written is not None:
-            return LeaseGrant(self._register, name, mine, written)
+            return LeaseGrant(self._register, name, mine, written, took_over=bool(held.name))
         found = self._register.read(name)
         return found[0] if found is not None else Owner()
 
@@ -127,12 +127,16 @@ class LeaseGrant:
         name: the record's.
         owner: what it says.
         version: the register's version of it.
+        took_over: whether the owner before never gave it back.
     """
 
     exclusive = True
 
-    def __init__(self, register: Register, name: str, owner: Owner, version: str) -> None:
+    def __init__(
+        self, register: Register, name: str, owner: Owner, version: str, *, took_over: bool
+    ) -> None:
         self.epoch = owner.epoch
+        self.took_over = took_over
         self._register = register
         self._name = name
         self._owner = owner

@@ -79,6 +79,7 @@ class Tickets:
             for path in dead:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
+            mine.took_over = bool(dead)
             mine.fill(epoch=1 + max((o.epoch for o in others), default=mine.owner.epoch))
         return mine
 
@@ -124,6 +125,7 @@ class _Ticket:
         self.owner = dataclasses.replace(me, nonce=secrets.token_hex(8), phase=_WAITING)
         self.path = os.path.join(directory, self.owner.nonce)
         self.over = False
+        self.took_over = False
         self.epoch = 0
         self._since = time.monotonic()
         self._shown = float("-inf")

@@ -20,6 +20,7 @@ from warmer.fill.remote import catalogue, fetch, retired
 from warmer.layout import KEY
 from warmer.model import Key
 from warmer.observe import inventory, numbers
+from warmer.seal import HARVESTS
 from warmer.trust import ANYBODY
 
 if TYPE_CHECKING:
@@ -209,7 +210,8 @@ class Puller:
                 files=record.files,
                 grant=grant,
                 after=after,
-                source=str(self._bucket.url),
+                # Whether servers that restore it may need the hub goes with the piece.
+                source=record.source if record.source in HARVESTS else str(self._bucket.url),
                 seconds=record.seconds,
                 needs=needs,
                 trust=ANYBODY,  # who built it has signed it, or nobody has

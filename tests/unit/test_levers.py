@@ -1,0 +1,163 @@
+"""Which levers a start uses, and why (`warmer.levers`)."""
+
+import dataclasses
+
+import pytest
+
+from warmer import argv, families, levers, wanted
+from warmer.errors import UsageError
+from warmer.layout import WarmDir
+from warmer.machine import Accelerator, Host, Stack
+from warmer.model import ModelRef
+from warmer.settings import Settings, parse_read_ahead
+
+GPU = Accelerator("gpu", "NVIDIA H200", "9.0")
+CPU = Accelerator("cpu", "a CPU", "avx2")
+STACK = Stack(
+    vllm="0.32.0",
+    torch="2.13.0",
+    cuda="13.0",
+    python="3.12.1",
+    libc="glibc 2.36",
+    site="/s",
+    packages={},
+    command=("/bin/vllm",),
+    cache_tag="cpython-312",
+)
+MODEL = ModelRef("hf", "org/model", "0" * 40)
+PREFIX = "PYTHONPYCACHEPREFIX"
+PLAN = "VLLM_ENABLE_STARTUP_PLAN"
+
+
+def decide(*chosen, accelerator="gpu", serve=(), inherited=None, read_ahead=None, configured=()):
+    return levers.decide(
+        levers.parse(chosen),
+        accelerator=accelerator,
+        flags=argv.parse(serve),
+        inherited=inherited or {},
+        read_ahead=read_ahead,
+        configured=configured,
+    )
+
+
+def start(*chosen, accelerator=GPU, stack=STACK, configured=(), environment=None, **changed):
+    settings = Settings(
+        volume="/v", warm_dir="/w", model=MODEL, levers=levers.parse(chosen), **changed
+    )
+    settings = dataclasses.replace(settings, environment=environment or {})
+    host = Host(stack, accelerator, None)
+    how = wanted.start(settings, host, MODEL, WarmDir("/w"), configured=configured)
+    return how, wanted.want(settings, host, MODEL, how, {})
+
+
+def test_all_are_on_where_they_were_measured():
+    assert {name: state.on for name, state in decide().items()} == dict.fromkeys(levers.NAMES, True)
+
+
+@pytest.mark.parametrize("name", levers.NAMES)
+@pytest.mark.parametrize("word", ["on", "off"])
+def test_each_is_switched_by_its_name_and_says_by_what(name, word):
+    states = decide(f"{name}={word}", accelerator="cpu")
+    assert states[name] == levers.State(word == "on", f"--lever {name}={word}")
+    untouched = decide(accelerator="cpu")
+    assert {n: s for n, s in states.items() if n != name} == {
+        n: s for n, s in untouched.items() if n != name
+    }
+
+
+def test_several_stand_in_one_value_and_the_last_of_a_name_counts():
+    assert levers.parse(["fork=off,imports=on", "fork=on"]) == {"fork": True, "imports": True}
+
+
+@pytest.mark.parametrize("word", ["fork", "fork=", "fork=yes", "spork=on", "", "=on", "fork=on,"])
+def test_what_is_no_lever_is_refused_with_the_names_of_all(word):
+    with pytest.raises(UsageError, match="expected NAME=on or NAME=off") as caught:
+        levers.parse([word])
+    assert all(name in caught.value.hint for name in levers.NAMES)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ({"accelerator": "cpu"}, "OpenMP"),
+        ({"accelerator": ""}, "OpenMP"),
+        ({"serve": ["-tp", "2"]}, "--tensor-parallel-size"),
+        ({"serve": ["--pipeline-parallel-size=2"]}, "--pipeline-parallel-size"),
+        ({"serve": ["--data_parallel_size", "8"]}, "--data-parallel-size"),
+        ({"serve": ["--nnodes", "2"]}, "--nnodes"),
+        ({"serve": ["-tp", "two"]}, "--tensor-parallel-size"),
+        ({"configured": ["--tensor-parallel-size"]}, "--tensor-parallel-size"),
+        ({"inherited": {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}}, "is set"),
+    ],
+    ids=str,
+)
+def test_nothing_is_forked_where_nobody_measured_it_or_somebody_chose(how, why):
+    state = decide(**how)["fork"]
+    assert (state.on, why in state.why) == (False, True)
+    assert decide("fork=on", **how)["fork"].on, "who insists gets it"
+
+
+def test_one_rank_that_is_written_out_is_one_rank():
+    assert decide(serve=["-tp", "1", "-pp=1", "--data-parallel-size", "1"])["fork"].on
+
+
+def test_no_bytes_to_read_ahead_are_no_reading_ahead():
+    for chosen in ((), ("read-ahead=on",)):
+        state = decide(*chosen, read_ahead=0)["read-ahead"]
+        assert state == levers.State(on=False, why="--read-ahead off")
+    assert decide(read_ahead=1)["read-ahead"].on
+
+
+@pytest.mark.parametrize(
+    ("text", "most"), [("auto", None), ("off", 0), ("0", 0), ("2GiB", 2 << 30), ("10M", 10_000_000)]
+)
+def test_how_much_is_read_ahead_is_a_size_or_a_word(text, most):
+    assert parse_read_ahead(text) == most
+
+
+@pytest.mark.parametrize("text", ["", "on", "-1", "much", "1 parsec"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(UsageError):
+        parse_read_ahead(text)
+
+
+# --- what they are to the keys and the environment ------------------------------------------------
+
+
+@pytest.mark.parametrize("accelerator", [GPU, CPU], ids=lambda a: a.kind)
+@pytest.mark.parametrize("name", levers.NAMES)
+def test_no_lever_is_in_the_key_of_another_piece(name, accelerator):
+    _, on = start(accelerator=accelerator)
+    _, off = start(f"{name}=off", accelerator=accelerator)
+    missing = {"bytecode"} if name == "bytecode" else set()
+    assert on.keys.keys() - off.keys.keys() == missing
+    assert {kind: key.digest for kind, key in off.keys.items()} == {
+        kind: key.digest for kind, key in on.keys.items() if kind not in missing
+    }
+
+
+def test_without_bytecode_none_is_made_nor_handed_off():
+    how, on = start()
+    assert how.env.keys() >= families.variables("bytecode")
+    assert "bytecode" in on.keys
+    how, off = start("bytecode=off")
+    assert not how.env.keys() & families.variables("bytecode")
+    assert not how.build_env.keys() & {PREFIX}
+    assert off.unneeded == {"bytecode": "--lever bytecode=off"}
+
+
+def test_without_a_startup_plan_neither_the_build_nor_the_server_has_one():
+    how, _ = start()
+    assert (how.env[PLAN], how.build_env[PLAN]) == ("1", "1")
+    how, _ = start("startup-plan=off")
+    assert PLAN not in how.env.keys() | how.build_env.keys()
+
+
+def test_before_the_plan_was_free_it_is_a_factor_on_or_off():
+    """vLLM 0.25 hashes the variable: with other words it compiles other kernels' key."""
+    old = dataclasses.replace(STACK, vllm="0.25.1")
+    keys = {
+        start(word, stack=old)[1].keys["compile"].digest
+        for word in ("startup-plan=on", "startup-plan=off")
+    }
+    assert len(keys) == 2

@@ -1,0 +1,196 @@
+"""Read into the page cache what a start will read, in its order, while Python imports vLLM.
+
+    python3 -IS ahead.py <server's pid> <bytes at most, or auto> <notes, or nothing> <bytecode tree>
+        <model directory>
+
+On a node that has not served this model, shared libraries, sources and weights come from a disk at
+the moment they are needed, one after another. Here several threads read them at once: libraries and
+sources first, then the shards as vLLM opens them. What is in memory already is passed over. No more
+is read than memory holds beside the server, and no further block once the server has ended. One file,
+the standard library alone, Python 3.9 or newer; whatever cannot be read is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import re
+import select
+import stat
+import sys
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_BLOCK = 8 << 20
+_THREADS = 8
+_ROOM = 0.8
+"""The part of the free memory that is filled at most."""
+_GROUPS = "/sys/fs/cgroup"
+_LIMITS = {
+    "": (("memory.max", "memory.high"), "memory.current", ("inactive_file", "active_file")),
+    "memory": (
+        ("memory.limit_in_bytes",),
+        "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
+}
+"""Where cgroup v2 and v1 say what a group may use, uses, and could give up of it."""
+_DIGITS = re.compile(r"(\d+)")
+
+
+class Budget:
+    """Bytes that may still be read."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+
+    def take(self, size: int) -> bool:
+        """Take from what is left; nothing once it does not suffice."""
+        enough = size <= self._left
+        self._left = self._left - size if enough else 0
+        return enough
+
+
+def room() -> int:
+    """Tell how many bytes of page cache fit beside what is running, on the node and in its groups."""
+    return max(0, int(min([_available(), *_limits()]) * _ROOM))
+
+
+def _available() -> int:
+    with open("/proc/meminfo", encoding="ascii") as f:
+        for line in f:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+def _limits() -> Iterator[int]:
+    """Tell what each group leaves that this process is in: a container sees its own as the top."""
+    mine: list[list[str]] = []
+    with contextlib.suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as f:
+        mine = [line.rstrip("\n").split(":", 2) for line in f]
+    for _, controllers, path in mine:
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        most, used, cached = _LIMITS["memory" if controllers else ""]
+        top = os.path.join(_GROUPS, "memory") if controllers else _GROUPS
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(parts) + 1):
+            group = os.path.join(top, *parts[:depth])
+            for name in most:
+                with contextlib.suppress(OSError, ValueError):  # no limit, or not seen from here
+                    free = _number(group, name) - _number(group, used)
+                    yield free + _cached(group, cached)
+
+
+def _number(group: str, name: str) -> int:
+    with open(os.path.join(group, name), encoding="ascii") as f:
+        return int(f.read())
+
+
+def _cached(group: str, names: tuple[str, ...]) -> int:
+    with open(os.path.join(group, "memory.stat"), encoding="ascii") as f:
+        return sum(int(value) for name, value in map(str.split, f) if name in names)
+
+
+def files(notes: str, tree: str, model: str) -> Iterator[str]:
+    """Name what is read, in the order a start needs it."""
+    yield from _libraries(notes)
+    for directory, _, names in os.walk(tree):
+        where = directory[len(tree.rstrip("/")) :]
+        for name in sorted(names):
+            yield os.path.join(where, f"{name.partition('.')[0]}.py")
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(model), key=_order):
+            yield os.path.join(model, name)
+
+
+def _libraries(notes: str) -> list[str]:
+    try:
+        with open(notes, encoding="utf-8") as f:
+            return [str(path) for path in json.load(f)["libraries"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _order(name: str) -> tuple[bool, list[tuple[int, str]]]:
+    """Shards come last, by their numbers; what says how to read them comes first."""
+    parts = _DIGITS.split(name)
+    weights = name.endswith((".safetensors", ".bin", ".gguf", ".pt"))
+    # Text is at the even places, digits are at the odd ones.
+    return weights, [(int(part), "") if n % 2 else (0, part) for n, part in enumerate(parts)]
+
+
+def blocks(paths: Iterator[str], budget: Budget) -> Iterator[tuple[str, int]]:
+    """Cut regular files into blocks, as long as the budget lasts."""
+    for path in paths:
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError):
+            continue
+        if not stat.S_ISREG(found.st_mode):
+            continue
+        for offset in range(0, found.st_size, _BLOCK):
+            if not budget.take(min(_BLOCK, found.st_size - offset)):
+                return
+            yield path, offset
+
+
+def read(path: str, offset: int) -> None:
+    """Read a block, unless its first byte is in memory."""
+    # Should a pipe be there by now, nobody waits for it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError, NotImplementedError):  # not in memory, or cannot say
+            os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
+            return
+        os.pread(descriptor, _BLOCK, offset)
+    finally:
+        os.close(descriptor)
+
+
+def living(pid: int) -> Callable[[], bool]:
+    """Make what tells whether a process lives: by a descriptor, where the kernel has such."""
+    try:
+        held = os.pidfd_open(pid)
+    except (OSError, AttributeError):
+        return lambda: os.path.exists(f"/proc/{pid}")
+    end = select.poll()
+    end.register(held, select.POLLIN)
+    return lambda: not end.poll(0)
+
+
+def main(server: str, limit: str, notes: str, tree: str, model: str) -> None:
+    """Read all of it, with several threads, until the server is gone."""
+    lives = living(int(server))
+    budget = Budget(room() if limit == "auto" else min(int(limit), room()))
+    todo: queue.Queue[tuple[str, int] | None] = queue.Queue(2 * _THREADS)
+
+    def work() -> None:
+        while (block := todo.get()) is not None:
+            with contextlib.suppress(Exception):  # whoever ended here would be waited for
+                read(*block)
+
+    threads = [threading.Thread(target=work) for _ in range(_THREADS)]
+    for thread in threads:
+        thread.start()
+    try:
+        for block in blocks(files(notes, tree, model), budget):
+            if not lives():
+                break
+            todo.put(block)
+    finally:
+        for _ in threads:
+            todo.put(None)
+        for thread in threads:
+            thread.join()
+
+
+if __name__ == "__main__":
+    os.nice(5)
+    main(*sys.argv[1:6])

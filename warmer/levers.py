@@ -1,0 +1,158 @@
+"""What makes a start faster beyond its caches: named levers, each with its risk. Pure.
+
+None of them is in any compile key, none changes what is computed, and a server that ended before
+it was ready is started again without those of `ON_TRIAL` (warmer/handoff/ready.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from warmer import families
+from warmer.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Mapping, Sequence
+
+    from warmer import argv
+
+_FORK: Final = "VLLM_WORKER_MULTIPROC_METHOD"
+_WORDS: Final = {True: "on", False: "off"}
+_PARALLEL: Final = (
+    "--data-parallel-size",
+    "--nnodes",
+    "--pipeline-parallel-size",
+    "--tensor-parallel-size",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Lever:
+    """One lever.
+
+    Attributes:
+        name: how it is switched: ``--lever NAME=off``.
+        does: what it does.
+        risk: what can go wrong, and what becomes of it then.
+    """
+
+    name: str
+    does: str
+    risk: str
+
+
+LEVERS: Final = (
+    Lever(
+        "bytecode",
+        "vLLM's sources are compiled once and not at every start",
+        "none known: each entry is compared with its source",
+    ),
+    Lever(
+        "fork",
+        "the engine's process is forked and does not import everything again",
+        "what uses CUDA before the fork breaks it: vLLM then spawns, or the start crashes and the "
+        "next one goes without",
+    ),
+    Lever(
+        "imports",
+        "no garbage is collected while vLLM is imported, and nobody asks again which packages are "
+        "installed",
+        "memory of the imports is kept from the collector, as vLLM does itself once it is ready",
+    ),
+    Lever(
+        "read-ahead",
+        "libraries, sources and weights are read into the page cache while vLLM is imported",
+        "it may push out of memory what others have cached on the node; bounded by --read-ahead",
+    ),
+    Lever(
+        "startup-plan",
+        "the memory that the build run measured is not measured again",
+        "a GPU with less free memory is measured anew; vLLM compares",
+    ),
+)
+NAMES: Final = tuple(lever.name for lever in LEVERS)
+
+VARIABLES: Final = {
+    "bytecode": families.variables("bytecode"),
+    "startup-plan": frozenset({"VLLM_ENABLE_STARTUP_PLAN"}),
+}
+"""Those that are variables of the environment block, which a start without them lacks."""
+
+ON_TRIAL: Final = ("fork", "imports")
+"""Those that a start which crashed goes without."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Whether a lever is used for this start.
+
+    Attributes:
+        on: whether it is.
+        why: the reason, where it was not simply the default.
+    """
+
+    on: bool
+    why: str = ""
+
+
+def parse(words: Sequence[str]) -> dict[str, bool]:
+    """Read ``--lever`` values: ``fork=off``; the last one of a name counts.
+
+    Raises:
+        UsageError: no such lever, or neither ``on`` nor ``off``.
+    """
+    chosen: dict[str, bool] = {}
+    for word in (part for value in words for part in value.split(",")):
+        name, _, state = word.partition("=")
+        if name not in NAMES or state not in ("on", "off"):
+            raise UsageError(
+                f"got --lever {word!r}, expected NAME=on or NAME=off",
+                reason="bad-value",
+                hint=f"levers: {', '.join(NAMES)}",
+            )
+        chosen[name] = state == "on"
+    return chosen
+
+
+def decide(
+    chosen: Mapping[str, bool],
+    *,
+    accelerator: str,
+    flags: argv.Flags,
+    inherited: Mapping[str, str],
+    read_ahead: int | None,
+    configured: Container[str],
+) -> dict[str, State]:
+    """Say of every lever whether this start uses it.
+
+    Args:
+        chosen: what the user switched.
+        accelerator: ``gpu``, ``cpu``, or empty where there is none.
+        flags: the server's arguments.
+        inherited: the environment; who sets a lever's variable has decided.
+        read_ahead: bytes at most; None as memory allows, 0 none.
+        configured: flags that a YAML file of vLLM's own sets.
+    """
+    states = {name: State(on=True) for name in NAMES}
+    states["fork"] = _fork(accelerator, flags, inherited, configured)
+    states |= {name: State(on, f"--lever {name}={_WORDS[on]}") for name, on in chosen.items()}
+    if read_ahead == 0:
+        states["read-ahead"] = State(on=False, why="--read-ahead off")
+    return states
+
+
+def _fork(
+    accelerator: str,
+    flags: argv.Flags,
+    inherited: Mapping[str, str],
+    configured: Container[str],
+) -> State:
+    if _FORK in inherited:
+        return State(on=False, why=f"{_FORK} is set")
+    if accelerator != "gpu":
+        return State(on=False, why="measured with a GPU alone: OpenMP's threads do not survive it")
+    for flag in _PARALLEL:
+        if flag in configured or any(words != ["1"] for words in flags.get(flag, ())):
+            return State(on=False, why=f"{flag}: measured with one rank alone")
+    return State(on=True)
