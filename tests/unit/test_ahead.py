@@ -191,7 +191,7 @@ def test_shards_come_by_their_numbers_after_what_says_how_to_read_them(tmp_path)
     names = ["model-10.safetensors", "model-9.safetensors", "tokenizer.json", "1.txt", "9-a.bin"]
     for name in names:
         (tmp_path / name).touch()
-    named = [os.path.basename(path) for path in ahead.files("", "", str(tmp_path))]
+    named = [os.path.basename(path) for path in ahead.shards(str(tmp_path))]
     assert sorted(named[:2]) == ["1.txt", "tokenizer.json"]
     assert named.index("model-9.safetensors") < named.index("model-10.safetensors")
     assert len(named) == 5

@@ -5,7 +5,7 @@
 
 On a node that has not served this model, shared libraries, sources and weights come from a disk at
 the moment they are needed, one after another. Here several threads read them at once: libraries and
-sources first, then the shards as vLLM opens them. What is in memory already is passed over. No more
+sources first, then the shards as vLLM opens them, with fewer. What is in memory already is passed over. No more
 is read than memory holds beside the server, and no further block once the server has ended. One file,
 the standard library alone, Python 3.9 or newer; whatever cannot be read is left out.
 """
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _BLOCK = 8 << 20
 _THREADS = 8
+_SHARDS = 2
+"""Threads that read weights: eight made the imports beside them half as long again (benchmarks.md)."""
 _ROOM = 0.8
 """The part of the free memory that is filled at most."""
 _GROUPS = "/sys/fs/cgroup"
@@ -98,13 +100,17 @@ def _cached(group: str, names: tuple[str, ...]) -> int:
         return sum(int(value) for name, value in map(str.split, f) if name in names)
 
 
-def files(notes: str, tree: str, model: str) -> Iterator[str]:
-    """Name what is read, in the order a start needs it."""
+def imported(notes: str, tree: str) -> Iterator[str]:
+    """Name what imports read: the noted libraries, and the source of each entry of the tree."""
     yield from _libraries(notes)
     for directory, _, names in os.walk(tree):
         where = directory[len(tree.rstrip("/")) :]
         for name in sorted(names):
             yield os.path.join(where, f"{name.partition('.')[0]}.py")
+
+
+def shards(model: str) -> Iterator[str]:
+    """Name the model's files in the order that the engine opens them."""
     with contextlib.suppress(OSError):
         for name in sorted(os.listdir(model), key=_order):
             yield os.path.join(model, name)
@@ -165,30 +171,36 @@ def living(pid: int) -> Callable[[], bool]:
     return lambda: not end.poll(0)
 
 
-def main(server: str, limit: str, notes: str, tree: str, model: str) -> None:
-    """Read all of it, with several threads, until the server is gone."""
-    lives = living(int(server))
-    budget = Budget(room() if limit == "auto" else min(int(limit), room()))
-    todo: queue.Queue[tuple[str, int] | None] = queue.Queue(2 * _THREADS)
+def spread(work: Iterator[tuple[str, int]], threads: int, lives: Callable[[], bool]) -> None:
+    """Read blocks with several threads, until the server is gone."""
+    todo: queue.Queue[tuple[str, int] | None] = queue.Queue(2 * threads)
 
-    def work() -> None:
+    def reader() -> None:
         while (block := todo.get()) is not None:
             with contextlib.suppress(Exception):  # whoever ended here would be waited for
                 read(*block)
 
-    threads = [threading.Thread(target=work) for _ in range(_THREADS)]
-    for thread in threads:
-        thread.start()
+    readers = [threading.Thread(target=reader) for _ in range(threads)]
+    for one in readers:
+        one.start()
     try:
-        for block in blocks(files(notes, tree, model), budget):
+        for block in work:
             if not lives():
                 break
             todo.put(block)
     finally:
-        for _ in threads:
+        for _ in readers:
             todo.put(None)
-        for thread in threads:
-            thread.join()
+        for one in readers:
+            one.join()
+
+
+def main(server: str, limit: str, notes: str, tree: str, model: str) -> None:
+    """Read all of it: first what imports read, at once; then the shards, which must not delay them."""
+    lives = living(int(server))
+    budget = Budget(room() if limit == "auto" else min(int(limit), room()))
+    spread(blocks(imported(notes, tree), budget), _THREADS, lives)
+    spread(blocks(shards(model), budget), _SHARDS, lives)
 
 
 if __name__ == "__main__":
