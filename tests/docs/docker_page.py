@@ -21,7 +21,7 @@ the base's. The server's container runs the base image itself.
 | `/opt/warmer/entrypoints/init` (the default) | `warmer prefill`, with a home for users who have none |
 | `/opt/warmer/entrypoints/check` | `warmer check` |
 | `/opt/warmer/entrypoints/serve` | `warmer serve`: the engine from this image too, for a single container |
-| `/opt/warmer/entrypoints/sidecar` | `warmer sidecar`, in versions that have it |
+| `/opt/warmer/entrypoints/sidecar` | `warmer sidecar`: beside the server, publishes what it builds |
 
 Build it without network: `--build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheels`, with the wheels of
 pyproject.toml's dependencies and of setuptools mounted at `/wheels`.

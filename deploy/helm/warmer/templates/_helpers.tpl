@@ -34,16 +34,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- else }}file{{ $lease }}{{ end }}
 {{- end }}
 
-{{- /* The words after `vllm serve MODEL`: of a model of modelSpec. */}}
+{{- /* The words after `vllm serve MODEL`: of a model of modelSpec. The handoff holds all that the server is
+given: one with further arguments is not harvested. */}}
 {{- define "warmer.serveArgs" -}}
 {{- $words := list }}
-{{- with .vllmConfig }}
+{{- with .model.vllmConfig }}
 {{- with .maxModelLen }}{{ $words = concat $words (list "--max-model-len" (printf "%v" .)) }}{{ end }}
 {{- with .dtype }}{{ $words = concat $words (list "--dtype" .) }}{{ end }}
 {{- with .tensorParallelSize }}{{ $words = concat $words (list "--tensor-parallel-size" (printf "%v" .)) }}{{ end }}
 {{- with .extraArgs }}{{ $words = concat $words . }}{{ end }}
 {{- end }}
-{{- toJson $words }}
+{{- toJson (concat $words (list "--host" "0.0.0.0" "--port" (printf "%v" .root.Values.servingEngineSpec.containerPort))) }}
 {{- end }}
 
 {{- define "warmer.resources" -}}
@@ -60,7 +61,7 @@ limits:
   {{- end }}
 {{- end }}
 
-{{- /* The variables that both containers get. */}}
+{{- /* The variables that every container of a pod gets. */}}
 {{- define "warmer.env" -}}
 - {name: HOME, value: /tmp}
 - {name: USER, value: warmer}
@@ -82,10 +83,13 @@ limits:
 {{- end }}
 {{- end }}
 
-{{- define "warmer.keyMounts" -}}
+{{- define "warmer.trustedMount" -}}
 {{- if .Values.warmer.trustedKeys.configMap }}
 - {name: trusted-keys, mountPath: /etc/warmer/trusted, readOnly: true}
 {{- end }}
+{{- end }}
+
+{{- define "warmer.signingMount" -}}
 {{- if .Values.warmer.signingKey.secret }}
 - {name: signing-key, mountPath: /etc/warmer/signing, readOnly: true}
 {{- end }}
@@ -137,7 +141,7 @@ name: warmer
 image: {{ include "warmer.image" .root }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 command: [/opt/warmer/entrypoints/init]
-args: {{ concat (list "--") (include "warmer.serveArgs" .model | fromJsonArray) | toJson }}
+args: {{ concat (list "--") (include "warmer.serveArgs" . | fromJsonArray) | toJson }}
 envFrom:
   - configMapRef: {name: {{ include "warmer.fullname" .root }}-{{ .model.name }}}
 env:
@@ -148,7 +152,8 @@ env:
   {{- include "warmer.env" . | nindent 2 }}
 volumeMounts:
   {{- include "warmer.mounts" . | nindent 2 }}
-  {{- include "warmer.keyMounts" .root | nindent 2 }}
+  {{- include "warmer.trustedMount" .root | nindent 2 }}
+  {{- include "warmer.signingMount" .root | nindent 2 }}
 resources:
   {{- with .root.Values.warmer.resources }}
   {{- toYaml . | nindent 2 }}
@@ -157,6 +162,70 @@ resources:
   {{- end }}
 securityContext: {{ toJson .root.Values.securityContext }}
 terminationMessagePolicy: FallbackToLogsOnError
+{{- end }}
+
+{{- /* Whether the sidecar publishes; the key it signs with goes nowhere else beside the server. */}}
+{{- define "warmer.harvests" -}}
+{{- if and .Values.sidecar.enabled (ne .Values.warmer.compile "never") (ne (toString .Values.sidecar.harvestMost) "0") }}true{{ end }}
+{{- end }}
+
+{{- /* Beside the server: a native sidecar, after the prefill. No startup probe: the server would wait for it. */}}
+{{- define "warmer.sidecar" -}}
+{{- $v := .root.Values -}}
+name: warmer-sidecar
+restartPolicy: Always
+image: {{ include "warmer.image" .root }}
+imagePullPolicy: {{ $v.image.pullPolicy }}
+command: [/opt/warmer/entrypoints/sidecar]
+env:
+  - {name: WARMER_VOLUME, value: {{ $v.persistence.mountPath | quote }}}
+  - {name: WARMER_WARM_DIR, value: {{ $v.warmDir.mountPath | quote }}}
+  - {name: WARMER_LOCK, value: {{ include "warmer.lock" .root | quote }}}
+  - {name: WARMER_HTTP_PORT, value: {{ $v.metrics.port | quote }}}
+  {{- if not (kindIs "invalid" $v.sidecar.quiet) }}
+  - {name: WARMER_QUIET, value: {{ $v.sidecar.quiet | quote }}}
+  {{- end }}
+  {{- if not (kindIs "invalid" $v.sidecar.harvestEvery) }}
+  - {name: WARMER_HARVEST_EVERY, value: {{ $v.sidecar.harvestEvery | quote }}}
+  {{- end }}
+  {{- if not (kindIs "invalid" $v.sidecar.harvestMost) }}
+  - {name: WARMER_HARVEST_MOST, value: {{ $v.sidecar.harvestMost | quote }}}
+  {{- end }}
+  {{- if not (kindIs "invalid" $v.warmer.retry) }}
+  - {name: WARMER_RETRY, value: {{ $v.warmer.retry | quote }}}
+  {{- end }}
+  {{- with $v.warmer.remote }}
+  - {name: WARMER_REMOTE, value: {{ . | quote }}}
+  {{- end }}
+  {{- if $v.warmer.trustedKeys.configMap }}
+  - {name: WARMER_TRUSTED_KEYS, value: /etc/warmer/trusted/keys.pub}
+  {{- end }}
+  {{- if include "warmer.harvests" .root }}
+  {{- if $v.warmer.signingKey.secret }}
+  - {name: WARMER_SIGNING_KEY, value: /etc/warmer/signing/key}
+  {{- end }}
+  # A file that holds the server's secret is not published.
+  {{- include "warmer.apiKey" .root | nindent 2 }}
+  {{- end }}
+  - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+  {{- include "warmer.env" . | nindent 2 }}
+ports: [{name: metrics, containerPort: {{ $v.metrics.port }}}]
+livenessProbe: {{ merge (dict "httpGet" (dict "path" "/livez" "port" "metrics")) $v.sidecar.livenessProbe | toJson }}
+volumeMounts:
+  {{- include "warmer.mounts" . | nindent 2 }}
+  {{- include "warmer.trustedMount" .root | nindent 2 }}
+  {{- if include "warmer.harvests" .root }}
+  {{- include "warmer.signingMount" .root | nindent 2 }}
+  {{- end }}
+resources: {{ toJson $v.sidecar.resources }}
+securityContext: {{ toJson $v.securityContext }}
+terminationMessagePolicy: FallbackToLogsOnError
+{{- end }}
+
+{{- define "warmer.apiKey" -}}
+{{- with .Values.servingEngineSpec.vllmApiKey }}{{ if .secretName }}
+- {name: VLLM_API_KEY, valueFrom: {secretKeyRef: {name: {{ .secretName }}, key: {{ .secretKey }}}}}
+{{- end }}{{ end }}
 {{- end }}
 
 {{- define "warmer.placing" -}}
