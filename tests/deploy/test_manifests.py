@@ -12,17 +12,18 @@ import yaml
 from helm_python.chart import Chart, lint
 from helm_python.errors import HelmError
 
+from warmer import levers
 from warmer.cli import VERBS, options
 from warmer.cli import gc as gc_verb
 from warmer.cli import prefill as prefill_verb
+from warmer.cli import sidecar as sidecar_verb
 from warmer.layout import HANDOFF_FILES, WarmDir
 
 TOP = rendering.TOP
 VERSIONS = ("1.29", "1.30", "1.31", "1.32", "1.33", "1.34")
 OF_OTHERS = ("monitoring.coreos.com", "serving.kserve.io", "leaderworkerset.x-k8s.io")
 """Kinds whose schemas are not Kubernetes' own."""
-LATER = {"sidecar"} - VERBS.keys()
-"""Verbs that the chart has a place for, and the program does not have yet."""
+COMMANDS = {"prefill": prefill_verb, "gc": gc_verb, "sidecar": sidecar_verb}
 MODEL = yaml.safe_load((rendering.CHART / "values.yaml").read_text())["servingEngineSpec"][
     "modelSpec"
 ][0]
@@ -36,6 +37,8 @@ ALL = {
         "remote": "s3://kernels/team",
         "include": ["*.py"],
         "exclude": ["original/*", "*.pth"],
+        "levers": ["fork=off", "imports=on"],
+        "readAhead": "1.5Gi",
         "trustedKeys": {"configMap": "keys", "key": "k"},
         "signingKey": {"secret": "signing", "key": "k"},
     },
@@ -69,6 +72,14 @@ VALUES = {
         "sidecar": {"enabled": True},
         "metrics": {"podMonitor": {"enabled": True}},
         "networkPolicy": {"enabled": True},
+    },
+    "harvest": {
+        "sidecar": {"enabled": True, "quiet": 5, "harvestEvery": 60, "harvestMost": 3},
+        "metrics": {"port": 9651},
+        "lock": {"mechanism": "k8s"},
+        "warmer": {key: ALL["warmer"][key] for key in ("retry", "remote", "trustedKeys")}
+        | {"compile": "harvest", "signingKey": {"secret": "signing", "key": "k"}},
+        "servingEngineSpec": {"vllmApiKey": {"secretName": "server", "secretKey": "key"}},
     },
 }
 FILES = ["deploy/examples/kserve/inferenceservice.yaml", "deploy/examples/lws/leaderworkerset.yaml"]
@@ -189,10 +200,8 @@ def test_every_verb_option_variable_and_path_is_one_that_warmer_has(
                 assert mine == {}, "the server's container knows nothing of warmer"
                 continue
             verbs.add(named)
-            assert named in VERBS or named in LATER
-            command = {"prefill": prefill_verb, "gc": gc_verb}.get(named)
-            if command is None:
-                continue
+            assert named in VERBS
+            command = COMMANDS[named]
             known = {p.envvar for p in command.command.params}
             assert mine.keys() <= known, named
             paths = {m["mountPath"] for m in container["volumeMounts"]}
@@ -216,6 +225,8 @@ def test_every_verb_option_variable_and_path_is_one_that_warmer_has(
 
 def test_the_server_takes_what_the_init_container_hands_off(documents):
     for pod in pods(documents):
+        first = [verb(container)[0] for container in pod.get("initContainers", ())]
+        assert first in ([], ["prefill"], ["prefill", "sidecar"]), "the handoff is there first"
         fillers = [c for c in pod.get("initContainers", ()) if verb(c)[0] == "prefill"]
         for filler in fillers:
             env = variables(documents, filler)
@@ -245,6 +256,57 @@ def test_the_server_takes_what_the_init_container_hands_off(documents):
                 assert secrets <= {"VLLM_API_KEY"}, "the server downloads nothing"
                 assert "VLLM_API_KEY" not in env
     assert {"serve", "check.py"} <= set(HANDOFF_FILES)
+
+
+def test_the_sidecar_is_where_probes_and_scrapers_look_and_holds_up_no_server(documents):
+    for pod in pods(documents):
+        for sidecar in (c for c in containers(pod) if verb(c)[0] == "sidecar"):
+            assert sidecar["restartPolicy"] == "Always"
+            assert not {"startupProbe", "readinessProbe"} & sidecar.keys()
+            (port,) = sidecar["ports"]
+            env = variables(documents, sidecar)
+            params = {p.envvar: p.default for p in sidecar_verb.command.params}
+            number = int(env.get("WARMER_HTTP_PORT", params["WARMER_HTTP_PORT"]))
+            assert number == port["containerPort"]
+            assert sidecar["livenessProbe"]["httpGet"] == {"path": "/livez", "port": port["name"]}
+            (server,) = pod["containers"]
+            assert not server.get("args"), "one with further arguments is not harvested"
+            (filler,) = (c for c in pod["initContainers"] if verb(c)[0] == "prefill")
+            assert sidecar["image"] == filler["image"]
+            words = filler["args"]
+            served = [p["containerPort"] for p in server["ports"]]
+            assert [int(words[words.index("--port") + 1])] == served
+            mounts = {m["name"]: m for m in sidecar["volumeMounts"]}
+            assert not any(mounts[name].get("readOnly") for name in ("models", "warm"))
+            assert {m["mountPath"] for m in sidecar["volumeMounts"]} >= {
+                m["mountPath"] for m in server["volumeMounts"] if m["name"] in ("models", "warm")
+            }
+            for monitor in (d for d in documents if d["kind"] == "PodMonitor"):
+                (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+                assert (endpoint["port"], endpoint["path"]) == (port["name"], "/metrics")
+            for policy in (d for d in documents if d["kind"] == "NetworkPolicy"):
+                open_ = [p["port"] for rule in policy["spec"]["ingress"] for p in rule["ports"]]
+                assert port["containerPort"] in open_
+
+
+@pytest.mark.parametrize(
+    ("values", "secrets"),
+    [
+        ({}, {"WARMER_SIGNING_KEY", "VLLM_API_KEY"}),
+        ({"sidecar": {"enabled": True, "harvestMost": 0}, "warmer": {"compile": "run"}}, set()),
+        ({"warmer": {"compile": "never"}}, set()),
+    ],
+    ids=["harvests", "pages alone", "builds nothing"],
+)
+def test_secrets_reach_the_sidecar_only_where_it_publishes(values, secrets):
+    whole = VALUES["harvest"] | values
+    whole["warmer"] = VALUES["harvest"]["warmer"] | values.get("warmer", {})
+    deployment = rendering.only(rendering.chart(whole), "Deployment")
+    _, sidecar = deployment["spec"]["template"]["spec"]["initContainers"]
+    names = {e["name"] for e in sidecar["env"]}
+    assert names & {"WARMER_SIGNING_KEY", "VLLM_API_KEY", "HF_TOKEN"} == secrets
+    mounted = {m["name"] for m in sidecar["volumeMounts"]}
+    assert ("signing-key" in mounted) is ("WARMER_SIGNING_KEY" in secrets)
 
 
 def test_the_compose_file_starts_what_the_image_has():
@@ -284,10 +346,16 @@ def test_names_stay_within_what_kubernetes_allows():
             assert len(name) <= most.get(document["kind"], 63), (document["kind"], name)
 
 
-def test_the_chart_offers_no_way_to_compile_that_prefill_lacks():
+def test_the_chart_offers_the_ways_to_compile_and_the_levers_that_prefill_has():
     (option,) = (p for p in prefill_verb.command.params if p.name == "compile")
-    offered = Chart.load(rendering.CHART).schema["properties"]["warmer"]["properties"]["compile"]
-    assert set(offered["enum"]) <= set(option.type.choices)
+    offered = Chart.load(rendering.CHART).schema["properties"]["warmer"]["properties"]
+    assert set(offered["compile"]["enum"]) == set(option.type.choices)
+    pattern = offered["levers"]["items"]["pattern"]
+    assert set(re.findall(r"[a-z-]{3,}", pattern)) == {*levers.NAMES, "off"}
+
+
+def test_the_charts_port_of_the_sidecar_is_its_own():
+    assert Chart.load(rendering.CHART).values["metrics"]["port"] == sidecar_verb.DEFAULT_PORT
 
 
 def test_only_a_volume_that_pods_share_is_collected_by_a_job():
@@ -316,6 +384,9 @@ def test_a_job_gets_another_name_when_what_it_does_changes():
         ({"mode": "daemon"}, "/mode"),
         ({"warmer": {"compil": "run"}}, "'compil'"),
         ({"warmer": {"onMiss": ["kernels=maybe"]}}, "/warmer/onMiss/0"),
+        ({"warmer": {"levers": ["forks=off"]}}, "/warmer/levers/0"),
+        ({"warmer": {"readAhead": "much"}}, "/warmer/readAhead"),
+        ({"sidecar": {"harvestMost": 0.5}}, "/sidecar/harvestMost"),
         ({"persistence": {"mountPath": "models"}}, "/persistence/mountPath"),
         ({"lock": {"leaseSeconds": 1}}, "/lock/leaseSeconds"),
         ({"image": {"digest": "latest"}}, "/image/digest"),
@@ -333,8 +404,22 @@ def test_values_that_mean_nothing_are_refused_and_named(values, where):
     [
         ({"metrics": {"podMonitor": {"enabled": True}}}, "sidecar.enabled"),
         ({"lock": {"mechanism": "s3"}}, "lock.bucket"),
+        ({"warmer": {"compile": "harvest"}}, "sidecar.enabled"),
+        (VALUES["harvest"] | {"mode": "job"}, "mode init"),
+        (VALUES["harvest"] | {"sidecar": {"enabled": True, "harvestMost": 0}}, "harvestMost"),
+        (
+            {
+                "sidecar": {"enabled": True},
+                "warmer": {"compile": "harvest", "trustedKeys": ALL["warmer"]["trustedKeys"]},
+            },
+            "warmer.signingKey",
+        ),
+        ({"sidecar": {"enabled": True}, "metrics": {"port": 8000}}, "metrics.port"),
     ],
-    ids=["a monitor of nothing", "no bucket"],
+    ids=[
+        *("a monitor of nothing", "no bucket", "nobody publishes", "nobody builds"),
+        *("nothing may be published", "nobody would trust it", "one port for two"),
+    ],
 )
 def test_values_that_contradict_each_other_are_refused_with_the_reason(values, why):
     with pytest.raises(HelmError, match=re.escape(why)):

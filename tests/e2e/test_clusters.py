@@ -1,6 +1,7 @@
 """What only a cluster has: leases by a service account, native sidecars, manifests of others."""
 
 import json
+import urllib.error
 
 import namespaces
 import pytest
@@ -8,15 +9,6 @@ import rendering
 from leases import LeaseServer
 
 NODES = tuple(f"10.213.{number}.1" for number in range(1, 100))
-SIDECAR = """
-import http.server, json, os
-class Answer(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200 if self.path in ("/livez", "/readyz", "/metrics") else 404)
-        self.end_headers()
-        self.wfile.write(json.dumps(os.path.exists("/warm/handoff/handoff.json")).encode())
-http.server.ThreadingHTTPServer(("0.0.0.0", 9090), Answer).serve_forever()
-"""
 
 
 @pytest.fixture
@@ -47,25 +39,48 @@ def test_two_pods_agree_by_leases_with_the_rights_of_the_charts_role_and_no_othe
         assert token.returncode == 0, "a pod's containers share its account"
 
 
-def test_the_sidecar_starts_between_the_prefill_and_the_server_and_ends_after_it(space):
-    spec = space.spec(sidecar={"enabled": True})
-    (sidecar,) = (c for c in spec["initContainers"] if c["name"] == "warmer-sidecar")
-    sidecar["command"] = ["/opt/warmer/bin/python3", "-c", SIDECAR]  # its place, not its work
-    pod = space.pod(spec).wait_ready()
-    port = sidecar["ports"][0]["containerPort"]
-    for path in ("/livez", "/readyz", "/metrics"):
-        assert pod.get(path, port=port) == (200, b"true"), "the handoff was there first"
-    started = {name: pod.status[name].began for name in ("warmer", "warmer-sidecar", "vllm")}
+def test_what_the_first_pods_server_builds_its_sidecar_publishes_for_the_second(space):
+    space.values["sidecar"] = {"enabled": True, "quiet": 1, "livenessProbe": namespaces.QUICK}
+    space.values["warmer"] = {"compile": "harvest"}
+    spec = space.spec()
+    first = space.pod(spec).wait_ready()
+    note = first.wait_ended("warmer").note
+    assert (note["warm"], note["built"], set(note["without"])) == (False, False, {"compile"})
+    started = {name: first.status[name].began for name in ("warmer", "warmer-sidecar", "vllm")}
     assert list(started) == sorted(started, key=started.get)
+    published = 'warmer_fills_total{kind="compile",result="published"} 1.0'
+    first.wait(lambda pod: published in _page(pod, spec, "/metrics"), what=published)
+    assert "Starting torch.compile" in first.log("vllm"), "it was the server that built"
+    assert (_page(first, spec, "/livez"), json.loads(_page(first, spec, "/readyz"))["warm"]) == (
+        "ok\n",
+        True,
+    )
     alive = ("liveness", 0)
-    pod.wait(lambda pod: alive in {probe[:2] for probe in pod.status["warmer-sidecar"].probes})
-    pod.terminate(grace=5)
-    ends = {name: pod.status[name].runs[-1].ended for name in ("vllm", "warmer-sidecar")}
+    first.wait(lambda pod: alive in {probe[:2] for probe in pod.status["warmer-sidecar"].probes})
+    first.terminate(grace=5)
+    ends = {name: first.status[name].runs[-1].ended for name in ("vllm", "warmer-sidecar")}
     assert ends["vllm"] < ends["warmer-sidecar"]
+    assert first.status["warmer-sidecar"].runs[-1].code == 143, "by itself, and not killed"
+
+    second = space.pod(spec).wait_ready()
+    note = second.wait_ended("warmer").note
+    assert (note["warm"], note["built"], note["fetched_bytes"]) == (True, False, {})
+    assert note["restored_bytes"]["compile"] > 0
+    assert "Directly load AOT compilation" in second.log("vllm")
+    assert "Starting torch.compile" not in second.log("vllm")
+
+
+def _page(pod, spec, path):
+    """What the sidecar of a pod says; nothing before it listens."""
+    (sidecar,) = (c for c in spec["initContainers"] if c["name"] == "warmer-sidecar")
+    try:
+        return pod.get(path, port=sidecar["ports"][0]["containerPort"])[1].decode()
+    except urllib.error.URLError:
+        return ""
 
 
 @pytest.mark.skipif(rendering.kustomize() is None, reason="overlays are built by kubectl")
-@pytest.mark.parametrize("overlay", ["rwx", "bucket"])
+@pytest.mark.parametrize("overlay", ["rwx", "harvest", "bucket"])
 def test_a_pod_of_an_overlay_fills_and_serves(space, overlay):
     documents = rendering.overlay(rendering.OVERLAYS / overlay)
     for document in documents:
@@ -84,5 +99,7 @@ def test_a_pod_of_an_overlay_fills_and_serves(space, overlay):
     secret["stringData"] = {"HF_TOKEN": namespaces.TOKEN}
     space.adopt([*documents, secret])
     pod = space.pod(spec).wait_ready()
-    assert pod.wait_ended("warmer").note["warm"]
+    assert pod.wait_ended("warmer").note["warm"] is (overlay != "harvest")
+    if overlay == "harvest":
+        pod.wait(lambda pod: _page(pod, spec, "/livez") == "ok\n", what="the sidecar")
     assert json.loads(pod.get("/v1/models")[1])["data"]

@@ -38,13 +38,13 @@ def test_it_runs_as_no_root_and_begins_with_a_prefill(image):
     assert "--volume" in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["check", "serve"])
-def test_each_entrypoint_is_its_verb(image, verb):
+@pytest.mark.parametrize(
+    ("verb", "code", "says"),
+    [("check", 1, "/warm"), ("serve", 2, "/warm"), ("sidecar", 2, "--volume")],
+)
+def test_each_entrypoint_is_its_verb(image, verb, code, says):
     done = run(image, entrypoint=[f"/opt/warmer/entrypoints/{verb}"], check=False)
-    assert (done.returncode, "/warm" in done.stdout + done.stderr) == (
-        {"check": 1, "serve": 2}[verb],
-        True,
-    )
+    assert (done.returncode, says in done.stdout + done.stderr) == (code, True)
 
 
 def test_a_user_without_a_home_gets_one_that_can_be_written(image):

@@ -164,7 +164,7 @@ securityContext: {{ toJson .root.Values.securityContext }}
 terminationMessagePolicy: FallbackToLogsOnError
 {{- end }}
 
-{{- /* Whether the sidecar publishes; the key it signs with goes nowhere else beside the server. */}}
+{{- /* Whether the sidecar publishes: only then it signs, and looks for the server's secret. */}}
 {{- define "warmer.harvests" -}}
 {{- if and .Values.sidecar.enabled (ne .Values.warmer.compile "never") (ne (toString .Values.sidecar.harvestMost) "0") }}true{{ end }}
 {{- end }}
