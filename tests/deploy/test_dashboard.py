@@ -157,5 +157,5 @@ def test_no_models_options_are_taken_for_the_dashboard():
     "values", [{"enable": True}, {"enabled": "yes"}, {"labels": {"grafana_dashboard": 1}}]
 )
 def test_a_dashboard_that_means_nothing_is_refused(values):
-    with pytest.raises(HelmError, match="/metrics/dashboard|'enable'"):
+    with pytest.raises(HelmError, match=r"/metrics/dashboard|'enable'"):
         Chart.load(rendering.CHART).validate_schema({"metrics": {"dashboard": values}})
