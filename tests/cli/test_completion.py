@@ -33,7 +33,7 @@ def lines():
     return {shell: line for line, shell in found}
 
 
-def completed(env, words, cwd="/"):
+def completed(env, words):
     """What bash offers for the last of the words, once its file holds the page's line."""
     script = """
         {line}
@@ -43,7 +43,7 @@ def completed(env, words, cwd="/"):
         printf '%s\\n' "${{COMPREPLY[@]}}"
         """
     argv = ["bash", "--norc", "-c", script.format(line=lines()["bash"]), "bash", "warmer", *words]
-    done = subprocess.run(argv, env=env, cwd=cwd, capture_output=True, text=True, check=False)
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout.split()
@@ -80,6 +80,15 @@ def test_a_path_is_left_to_the_shell(env, option):
     asked = env | words | {"_WARMER_COMPLETE": "bash_complete"}
     run = subprocess.run(["warmer"], env=asked, capture_output=True, text=True, check=True)
     assert run.stdout == ("dir,/op\n" if option == "--warm-dir" else "file,/op\n")
+
+
+@pytest.mark.parametrize("named", ["an option", "a variable"])
+def test_a_configuration_that_never_ends_holds_no_shell_up(env, tmp_path, named):
+    pipe = tmp_path / "warmer.yaml"
+    os.mkfifo(pipe)
+    words = ["--config", str(pipe)] if named == "an option" else []
+    asked = env | ({} if words else {"WARMER_CONFIG": str(pipe)})
+    assert completed(asked, ["prefill", *words, "--adop"]) == ["--adopt"]
 
 
 @pytest.mark.parametrize("shell", SHELLS)
