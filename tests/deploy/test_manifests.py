@@ -70,7 +70,7 @@ VALUES = {
     "no volume": {"persistence": {"enabled": False}, "warmDir": {"medium": "Memory"}},
     "sidecar": {
         "sidecar": {"enabled": True},
-        "metrics": {"podMonitor": {"enabled": True}},
+        "metrics": {"podMonitor": {"enabled": True}, "dashboard": {"enabled": True}},
         "networkPolicy": {"enabled": True},
     },
     "harvest": {

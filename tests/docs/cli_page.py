@@ -29,6 +29,19 @@ one line on stderr, `warmer: got X, expected Y`, then `hint: ...`; with `--json`
 | 7 | the engine run that builds kernels failed |
 | 70 | a bug in warmer (traceback on stderr) |
 | 130 / 143 | interrupted / terminated, with staging cleaned up |
+
+## Completion
+
+In bash 4.4 or newer, zsh and fish: verbs, options, the words that an option takes, and paths. A line for
+the shell's own file:
+
+```sh
+eval "$(_WARMER_COMPLETE=bash_source warmer)"                   # ~/.bashrc
+eval "$(_WARMER_COMPLETE=zsh_source warmer)"                    # ~/.zshrc, behind compinit
+_WARMER_COMPLETE=fish_source warmer | source                    # ~/.config/fish/completions/warmer.fish
+```
+
+Nothing is looked at but the words typed: no volume, no network. What comes after `--` is vLLM's, and is not completed.
 """
 
 

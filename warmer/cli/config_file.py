@@ -19,7 +19,7 @@ def load(ctx: click.Context, _param: click.Parameter, path: str | None) -> str |
     Raises:
         UsageError: it cannot be read, or says what no option understands.
     """
-    if path is None:
+    if path is None or ctx.resilient_parsing:  # a shell that completes has no use for it
         return None
     import yaml  # noqa: PLC0415 - only with --config
 

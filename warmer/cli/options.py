@@ -16,6 +16,8 @@ from warmer.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from click.shell_completion import CompletionItem
+
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
 EXIT_CODES: Final = """\b
@@ -31,6 +33,9 @@ Exit status:
   70  a bug in warmer
   130, 143  interrupted, terminated; staging is cleaned up
 """
+
+_PATHS: Final = {"DIR": "dir", "FILE": "file", "PATH": "file"}
+"""What help calls a value → what a shell completes it as."""
 
 
 def common(function: _F) -> _F:
@@ -66,8 +71,18 @@ def variable(name: str) -> str:
 
 
 def option(name: str, **kwargs: Any) -> Callable[[_F], _F]:
-    """Declare an option together with its variable."""
+    """Declare an option together with its variable; shells complete those that name a path."""
+    path = _PATHS.get(kwargs.get("metavar", "").partition("|")[0])
+    if path:
+        kwargs["shell_complete"] = lambda _ctx, _param, word: _path(word, path)
     return click.option(name, envvar=variable(name), show_envvar=True, **kwargs)
+
+
+def _path(word: str, kind: str) -> list[CompletionItem]:
+    """Leave it to the shell to complete a path; the program lists no directory."""
+    from click.shell_completion import CompletionItem  # noqa: PLC0415 - help does without
+
+    return [CompletionItem(word, type=kind)]
 
 
 def trusted_keys(means: str) -> Callable[[_F], _F]:
