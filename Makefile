@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/sh
 
-.PHONY: help demo test e2e lint bench perturb docs clean
+.PHONY: help demo test e2e lint bench perturb fuzz docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1	/p' Makefile | expand -t 12
@@ -42,6 +42,10 @@ bench: $(VENV)/.ready  ## make bench NAME=check|families|fill-hf|fill-s3|levers|
 
 perturb: $(VENV)/.ready  ## starts that differ in one thing each: foretold, and what the engine did
 	@$(BIN)/python tests/perturb/perturb.py
+
+EXAMPLES := 20000
+fuzz: $(VENV)/.ready  ## make fuzz EXAMPLES=N: hostile bytes for every parser, others each time; minutes
+	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -o timeout=0 tests/property
 
 docs: $(VENV)/.ready  ## write the pages that are generated from the program
 	$(BIN)/python tests/docs/cli_page.py > docs/cli.md

@@ -14,7 +14,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from warmer.errors import UsageError
-from warmer.model import canonical
+from warmer.model import LEVELS, canonical, too_deep
 from warmer.secrecy import secret_inside, secret_name
 
 if TYPE_CHECKING:
@@ -131,9 +131,22 @@ def _canonical_value(value: str) -> str:
     if value[:1] not in "{[":
         return value
     try:
-        return canonical(json.loads(value))
+        found = json.loads(value)
     except ValueError:
         return value
+    except RecursionError as exc:
+        raise _too_deep() from exc
+    if too_deep(found):
+        raise _too_deep()
+    return canonical(found)
+
+
+def _too_deep() -> UsageError:
+    return UsageError(
+        f"got JSON of more than {LEVELS} levels among the vLLM arguments, expected fewer",
+        reason="bad-value",
+        hint="no option of vLLM's has so many",
+    )
 
 
 def _refuse(flags: Flags) -> None:

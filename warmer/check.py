@@ -172,7 +172,8 @@ def _unfinished(warm_dir: str, absent: _ProblemError) -> tuple[list[dict[str, An
     """There is no handoff: say what is missing, and whether somebody is filling it."""
     try:
         plan = _load(os.path.join(warm_dir, "handoff", "plan.json"))
-        wanted = [(p["kind"], p["key"], p["directory"], p["lock"]) for p in plan["pieces"]]
+        names = ("kind", "key", "directory", "lock")
+        wanted = [[p[name] + "" for name in names] for p in plan["pieces"]]  # of texts alone
     except (_ProblemError, KeyError, TypeError):
         return [_as_row("handoff", "", absent)], NOT_WARM
     rows, code = [], NOT_WARM
@@ -190,7 +191,7 @@ def _unfinished(warm_dir: str, absent: _ProblemError) -> tuple[list[dict[str, An
 def _published(directory: str) -> bool:
     try:
         return any(name.isdigit() for name in os.listdir(directory))
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -203,7 +204,7 @@ def _locked(path: str) -> bool:
             ask = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
             answer = fcntl.fcntl(f, getattr(fcntl, "F_OFD_GETLK", 36), ask)
             return bool(struct.unpack("hhqqi4x", answer)[0] != fcntl.F_UNLCK)
-    except (OSError, _ProblemError):
+    except (OSError, ValueError, _ProblemError):
         return False
 
 

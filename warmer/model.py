@@ -32,6 +32,9 @@ stale: complete, but it was built beside a generation of another piece that is g
     the engine at load twice.
 """
 
+LEVELS: Final = 64
+"""Levels that a JSON value of others may have: lists in objects in lists, and so on."""
+
 Action = Literal["download", "pull", "pull or build", "build", "restore"]
 OnMiss = Literal["fail", "cold"]
 
@@ -39,6 +42,24 @@ OnMiss = Literal["fail", "cold"]
 def canonical(value: object) -> str:
     """Render a JSON value with one spelling: sorted keys, no spaces, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def too_deep(value: object) -> bool:
+    """Whether a JSON value has more levels than anything of warmer's or of vLLM's.
+
+    What reads one text may still be too deep to be compared or written a few calls further down.
+    """
+    level = [value]
+    for _ in range(LEVELS):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, (dict, list))
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

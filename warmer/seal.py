@@ -139,10 +139,11 @@ def parse(data: bytes, *, where: str) -> Seal:
     try:
         record = json.loads(data)
         version = record["schema_version"]
+        shown = repr(version)[:40]
     except (ValueError, TypeError, KeyError, RecursionError) as exc:
         raise _malformed(where, "no JSON object with a schema_version") from exc
     if version != SCHEMA_VERSION:
-        raise ForeignSealError(f"schema_version {repr(version)[:40]}, expected {SCHEMA_VERSION}")
+        raise ForeignSealError(f"schema_version {shown}, expected {SCHEMA_VERSION}")
     try:
         return Seal(
             kind=_text(record["kind"]),
@@ -157,7 +158,14 @@ def parse(data: bytes, *, where: str) -> Seal:
             needs={_text(k): _count(v) for k, v in record["needs"].items()},
             signatures={_text(k): _text(v) for k, v in record.get("signatures", {}).items()},
         )
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as exc:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RecursionError,  # of what is shown of a value that was read just so
+    ) as exc:
         raise _malformed(where, f"{type(exc).__name__}: {exc}"[:_SHOWN]) from exc
 
 

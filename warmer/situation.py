@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from warmer import argv, wanted
+from warmer import argv, wanted, yamltext
 from warmer.errors import SourceError, UsageError
 from warmer.fill import adopt, revision, weights
 from warmer.fill.sources.registry import open_source
@@ -174,20 +174,18 @@ def _configs(settings: Settings) -> tuple[dict[str, str], frozenset[str], str]:
     flags: set[str] = set()
     load_format = ""
     for path in argv.config_files(settings.flags):
-        import yaml  # noqa: PLC0415 - only with --config
-
         where = f"--config {path} among the vLLM arguments"
         try:
             with open(path, "rb") as f:
                 data = f.read()
-            values = dict(yaml.safe_load(data) or {})
+            values = dict(yamltext.load(data) or {})
         except OSError as exc:
             raise UsageError(
                 f"got {where}, expected a file here too ({exc.strerror})",
                 reason="no-config-file",
                 hint="mount it at the same path in warmer's container",
             ) from exc
-        except (yaml.YAMLError, TypeError, ValueError) as exc:
+        except (TypeError, ValueError) as exc:
             raise UsageError(
                 f"got {where}, expected YAML with vLLM's flags as keys",
                 reason="bad-config",

@@ -78,7 +78,7 @@ def parse_model(uri: str) -> ModelRef:
     if not sep:
         scheme, rest = "hf", uri
     if scheme == "file":
-        if not rest.startswith("/"):
+        if not rest.startswith("/") or "\0" in rest:
             raise _bad_model(uri, "file:// needs an absolute directory: file:///models/llama")
         return ModelRef("file", os.path.normpath(rest), "")
     if scheme == "s3":

@@ -93,12 +93,13 @@ def parse(data: bytes) -> tuple[frozenset[Piece], str]:
         found = json.loads(data)
         version = found["schema_version"]
         pieces = frozenset(_piece(one) for one in found["pieces"])
-        owner = found["owner"]
+        owner = str(found["owner"])
+        shown = repr(version)[:40]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise ValueError(f"no record of use ({type(exc).__name__}: {exc})") from exc
     if version != SCHEMA_VERSION:
-        raise ValueError(f"schema_version {version!r}, expected {SCHEMA_VERSION}")
-    return pieces, str(owner)
+        raise ValueError(f"schema_version {shown}, expected {SCHEMA_VERSION}")
+    return pieces, owner
 
 
 def covers(before: frozenset[Piece], piece: Piece) -> bool:

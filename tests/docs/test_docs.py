@@ -67,6 +67,14 @@ def test_links_between_pages_lead_somewhere(page):
         assert os.path.exists(os.path.join(TOP, "docs", target)), target
 
 
+def test_what_the_security_page_claims_is_shown_by_tests_of_that_name():
+    claims = re.findall(r"\[([^\]]+)\]\(\.\./(tests/[^)]+)\)", read("docs", "security.md"))
+    assert len(claims) > 40
+    for claim, path in claims:
+        name = re.sub(r"\W+", "_", claim)
+        assert f"\ndef test_{name}(" in read(path), (claim, path)
+
+
 def test_the_architecture_page_names_every_module():
     page = read("docs", "architecture.md")
     top = os.path.join(TOP, "warmer")

@@ -26,6 +26,7 @@ FACTORS |= {"hardware.threads": 4, "argv.--x": [["1"]], "file./etc/a.yaml": "dig
 JOB = Job("id", {"compile": Key("compile", FACTORS)}, {}, {}, (), "/bin/vllm", "/bin/py", ())
 ENGINE = {"vllm": "1", "torch": "2", "site": "/s", "packages": {"triton": "3"}, "threads": 4}
 FILES = {"/etc/a.yaml": "digest"}
+EXTRA = '{"schema_version": 1, "handoff": "id", "extra": Infinity}'
 ENGINE |= {"command": "/bin/vllm", "interpreter": "/bin/py"}
 ONE, TWO = Server(1, 1, ""), Server(2, 2, "")
 
@@ -229,7 +230,7 @@ def test_where_the_server_answers_follows_from_its_arguments(words, url):
 
 def test_a_note_that_is_torn_or_hostile_is_a_refusal(tmp_path):
     warm = WarmDir(str(tmp_path))
-    for text in ("", "{", "[]", "{}", '{"first": true}', "[" * 10_000, "\xff"):
+    for text in ("", "{", "[]", "{}", '{"first": true}', "[" * 10_000, "\xff", EXTRA):
         Path(warm.server).write_text(text, encoding="latin-1")
         with open(warm.server) as held:  # as the server does, or the note is not even read
             fcntl.flock(held, fcntl.LOCK_EX)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from warmer import yamltext
 from warmer.errors import UsageError
 from warmer.secrecy import secret_name
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import click
+
+_SHOWN: Final = 100
 
 
 def load(ctx: click.Context, _param: click.Parameter, path: str | None) -> str | None:
@@ -21,19 +24,17 @@ def load(ctx: click.Context, _param: click.Parameter, path: str | None) -> str |
     """
     if path is None or ctx.resilient_parsing:  # a shell that completes has no use for it
         return None
-    import yaml  # noqa: PLC0415 - only with --config
-
     hint = "one option a line, as in `warm-dir: /warm`; see --help for their names"
     try:
         with open(path, encoding="utf-8") as f:
-            values = yaml.safe_load(f) or {}
+            text = f.read()
     except (OSError, UnicodeDecodeError) as exc:
         message = f"got --config {path}, expected a readable file ({exc})"
         raise UsageError(message, reason="bad-config", hint=hint) from exc
-    except yaml.YAMLError as exc:
-        mark = getattr(exc, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark is not None else ""
-        message = f"got --config {path}, expected YAML (an error{where})"
+    try:
+        values = yamltext.load(text) or {}
+    except yamltext.NotYamlError as exc:
+        message = f"got --config {path}, expected YAML ({exc})"
         raise UsageError(message, reason="bad-config", hint=hint) from exc
     if not isinstance(values, dict):
         message = f"got --config {path} with {type(values).__name__}, expected keys and values"
@@ -62,7 +63,8 @@ def _default(known: Mapping[str, click.Parameter], key: str, value: Any, path: s
     if isinstance(value, list) != many or not all(
         isinstance(item, (str, int, float)) for item in items
     ):
-        shown = "a value" if secret_name(key) else repr(value)
+        plain = isinstance(value, (str, int, float, bool)) and not secret_name(key)
+        shown = repr(value)[:_SHOWN] if plain else f"a {type(value).__name__}"
         raise UsageError(
             f"got {key}: {shown} in {path}, expected {'a list of words' if many else 'one word'}",
             reason="bad-config",

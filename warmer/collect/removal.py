@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from warmer.usage import Piece
 
 _PLACE: Final = "the volume"
+_MOST_COUNTED: Final = 1 << 62
+"""Bytes removed in all that are believed; metrics cannot tell of numbers without end."""
 
 
 def hide(volume: Volume, piece: Piece, grant: Grant, *, keep: float) -> str:
@@ -175,15 +177,26 @@ def _flush(path: str) -> None:
         os.close(descriptor)
 
 
+def counted(volume: Volume) -> int:
+    """Read how many bytes every gc has removed; 0 where nobody says so in a number of bytes.
+
+    Raises:
+        OSError: it is there and cannot be read.
+    """
+    try:
+        found = json.loads(regular.read(volume.collected))["removed_bytes"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        return 0
+    return found if type(found) is int and 0 <= found < _MOST_COUNTED else 0
+
+
 def count(volume: Volume, size: int) -> None:
     """Add to how many bytes were removed in all; the caller is the only gc. A number, no more."""
     if not size:
         return
     fresh = f"{volume.collected}.{secrets.token_hex(4)}"
     try:
-        before = 0
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            before = int(json.loads(regular.read(volume.collected))["removed_bytes"])
+        before = counted(volume)
         with open(fresh, "x", encoding="utf-8") as f:
             f.write(json.dumps({"schema_version": 1, "removed_bytes": before + size}) + "\n")
         os.replace(fresh, volume.collected)

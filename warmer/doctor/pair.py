@@ -240,7 +240,7 @@ def _put(path: str, record: Mapping[str, Any]) -> None:
 
 def _get(directory: str, name: str) -> dict[str, Any] | None:
     """Read a record; None where there is none, or not yet all of it."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         place.reopen(directory)
         record = json.loads(regular.read(os.path.join(directory, name)))
         if isinstance(record, dict):

@@ -90,7 +90,8 @@ def _remember(volume: Volume, model: ModelRef, commit: str) -> None:
     known: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError, RecursionError):
         loaded = json.loads(regular.read(path))
-        known = loaded if isinstance(loaded, dict) else {}
+        texts = loaded if isinstance(loaded, dict) else {}
+        known = {name: said for name, said in texts.items() if isinstance(said, str)}
     fresh = f"{path}.{secrets.token_hex(4)}"
     with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(path), exist_ok=True)

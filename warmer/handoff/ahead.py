@@ -120,7 +120,7 @@ def _libraries(notes: str) -> list[str]:
     try:
         with open(notes, encoding="utf-8") as f:
             return [str(path) for path in json.load(f)["libraries"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 

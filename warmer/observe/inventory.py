@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from warmer import keys, regular, seal
 from warmer.errors import IntegrityError, VolumeError, using
 from warmer.layout import KEY, SEAL, Volume, WarmDir
-from warmer.model import KERNEL_KINDS, Held, Inventory, Key, Kind, Nearest
+from warmer.model import KERNEL_KINDS, Held, Inventory, Key, Kind, Nearest, too_deep
 from warmer.observe import numbers
 from warmer.observe.crashes import Crashes
 
@@ -242,7 +242,7 @@ def _neighbours(volume: Volume, key: Key) -> Iterator[tuple[str, Mapping[str, An
             factors = json.loads(regular.read(path))["factors"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
-        if isinstance(factors, dict):
+        if isinstance(factors, dict) and not too_deep(factors):
             yield digest, factors
 
 

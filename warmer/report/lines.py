@@ -2,7 +2,9 @@
 
 Read from vLLM 0.20, 0.32 and 0.33. A pattern matches from the start of a message, behind the
 optional ``[backbone] `` tag that 0.32 puts before compile lines, and asks for the text after a
-number too, so that a line cut short is not read as a smaller number.
+number too, so that a line cut short is not read as a smaller number. Repetitions in a head have a
+bound: a head may begin anywhere, and a line that begins many and ends none is read once, not as
+often as it begins one.
 """
 
 from __future__ import annotations
@@ -10,15 +12,16 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-_PROCESS: Final = r"\((?P<{0}name>[^()]*) pid=(?P<{0}pid>\d+)\) "
+_PROCESS: Final = r"\((?P<{0}name>[^()]{{0,200}}) pid=(?P<{0}pid>\d{{1,20}})\) "
 _DIGITS: Final = r"(?P<s>\d{1,9}(?:\.\d+)?)"
 
 HEAD: Final = re.compile(
     rf"(?:{_PROCESS.format('')})?"
     r"(?:"
     r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d (?P<vllm>\d\d:\d\d:\d\d) "
-    rf"(?:{_PROCESS.format('inner_')})?\[[^\]]*\] "
-    r"|\d{4}-\d\d-\d\d (?P<flashinfer>\d\d:\d\d:\d\d),(?P<ms>\d{3}) - \w+ - (?:\S+ - )?flashinfer\S*: "
+    rf"(?:{_PROCESS.format('inner_')})?\[[^\]]{{0,200}}\] "
+    r"|\d{4}-\d\d-\d\d (?P<flashinfer>\d\d:\d\d:\d\d),(?P<ms>\d{3}) - \w{1,20} - "
+    r"(?:\S{1,200} - )?flashinfer\S{0,200}: "
     r"|(?P<uvicorn>INFO: +)"
     r")(?P<message>.*)"
 )

@@ -98,7 +98,11 @@ def recorded(text: str) -> list[Span]:
         BodyError: a line is no request.
     """
     lines = [line for line in text.split("\n") if line.strip()]
-    return [span for line in lines for span in decode(line.encode(), kind=JSON, encoding="")]
+    return [
+        span
+        for line in lines
+        for span in decode(line.encode(errors="replace"), kind=JSON, encoding="")
+    ]
 
 
 def _unpacked(body: bytes, encoding: str) -> bytes:

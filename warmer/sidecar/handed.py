@@ -85,15 +85,23 @@ def read(warm: WarmDir) -> Job | str:
                 for piece in handoff["pieces"]
                 if piece["verdict"] == "sealed"
             },
-            env=dict(handoff["env"]),
-            argv=tuple(handoff["argv"]),
+            env={str(name): str(value) for name, value in dict(handoff["env"]).items()},
+            argv=tuple(map(str, handoff["argv"])),
             command=str(said["command"]),
             interpreter=str(said["interpreter"]),
             trusted=tuple(map(str, said["trusted"])),
         )
     except FileNotFoundError:
         return "there is no handoff yet, or a prefill is at work"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,  # a number without end
+        RecursionError,
+    ) as exc:
         return f"the handoff cannot be read: {type(exc).__name__}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 from typing import TYPE_CHECKING, Final
@@ -14,6 +13,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from warmer import __version__, check, regular, tally
+from warmer.collect import removal
 from warmer.model import KINDS
 from warmer.sidecar import handed
 
@@ -226,6 +226,6 @@ def _verdicts(warm: WarmDir) -> dict[str, str]:
 
 def _removed(volume: Volume) -> int:
     try:
-        return max(0, int(json.loads(regular.read(volume.collected))["removed_bytes"]))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return removal.counted(volume)
+    except OSError:
         return 0

@@ -53,7 +53,15 @@ def running(warm: WarmDir, job: Job) -> Server | str:
         if not _locked(descriptor):
             return "no server runs that was started by the handoff's serve"
         return Server(info.st_ino, info.st_mtime_ns, _objection(said, job))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ):
         return "the note of how the server was started cannot be read"
     finally:
         os.close(descriptor)

@@ -72,11 +72,11 @@ def read(text: str) -> Scrape:
             buckets = histograms.setdefault(labels, {})
             if bound in buckets:
                 raise BadMetricsError(f'the bucket le="{bound:g}" of {TOKENS} twice')
-            buckets[bound] = float(sample.value)
+            buckets[bound] = _value(sample)
         elif sample.name == _GENERATED:
-            generated[labels] = float(sample.value)
+            generated[labels] = _value(sample)
         elif sample.name == _STARTED:
-            started = float(sample.value)
+            started = _value(sample)
     if not histograms:
         raise BadMetricsError(f"no histogram {TOKENS}")
     return Scrape(histograms, generated, started)
@@ -113,6 +113,13 @@ def _samples(text: str) -> list[Sample]:
         return [s for family in text_string_to_metric_families(text) for s in family.samples]
     except (ValueError, IndexError) as exc:
         raise BadMetricsError(f"a line that is no sample ({exc})") from exc
+
+
+def _value(sample: Sample) -> float:
+    try:
+        return float(sample.value)
+    except OverflowError:  # it was written as a whole number, which have no largest
+        raise BadMetricsError(f"a value of {sample.name} that is no number") from None
 
 
 def _number(text: str) -> float:

@@ -61,7 +61,7 @@ def read(body: bytes) -> tuple[Observed | None, bool, list[str]]:
         bound = _number(labels["le"])
         if any(value < 0 for value in points):
             raise BadMetricsError(f'a count of {min(points):g} in the bucket le="{bound:g}"')
-        buckets[bound] = buckets.get(bound, 0.0) + math.fsum(points)
+        buckets[bound] = buckets.get(bound, 0.0) + sum(points)
     return from_buckets(buckets), True, models
 
 
@@ -92,7 +92,7 @@ def _series(body: bytes) -> list[tuple[Mapping[str, Any], list[float]]]:
 def _number(text: Any) -> float:
     try:
         value = float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # JSON's whole numbers have no largest
         value = math.nan
     if math.isnan(value):
         raise BadMetricsError(f"a value of {str(text)[:40]!r}")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from warmer import yamltext
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -46,8 +48,8 @@ def rewrite(text: str, sizes: Sequence[int]) -> str:
     expected[key] = [*listed[:first], *new, *listed[last:]]
     after = _edited(text, (first, last), new)
     try:
-        same = yaml.safe_load(after) == expected
-    except yaml.YAMLError:
+        same = yamltext.load(after) == expected
+    except (yamltext.NotYamlError, RecursionError):
         same = False
     if not same:
         raise NotEditableError("YAML in a form that cannot be edited without changing more")
@@ -56,11 +58,9 @@ def rewrite(text: str, sizes: Sequence[int]) -> str:
 
 def _loaded(text: str) -> dict[Any, Any] | None:
     try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as exc:
-        mark = getattr(exc, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark is not None else ""
-        raise NotEditableError(f"no YAML (an error{where})") from exc
+        found = yamltext.load(text)
+    except yamltext.NotYamlError as exc:
+        raise NotEditableError(f"no YAML ({exc})") from exc
     if found is not None and not isinstance(found, dict):
         raise NotEditableError(f"{type(found).__name__} instead of keys and values")
     return found
