@@ -17,6 +17,8 @@ from warmer.layout import WarmDir
 from warmer.report import handed, log, page, spans, table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from warmer.listen import Listener
     from warmer.report.log import StartLog
     from warmer.report.spans import Span
@@ -198,8 +200,7 @@ def _listened(where: str, record: str | None, wait: float) -> StartLog:
 
     logs.configure()
     with listen.Listener(listen.address(where)) as listener:
-        listen.announce(listener)
-        stopped = _wait(listener, wait)
+        stopped = _wait(listener, lambda: listen.announce(listener), wait)
         came = listener.spans()
     if record is not None and came:
         _record(record, came)
@@ -215,8 +216,11 @@ def _listened(where: str, record: str | None, wait: float) -> StartLog:
     return start
 
 
-def _wait(listener: Listener, seconds: float) -> TerminatedError | None:
+def _wait(
+    listener: Listener, announce: Callable[[], None], seconds: float
+) -> TerminatedError | None:
     try:
+        announce()  # whoever knows of it may already send, and interrupt
         listener.wait(seconds)
     except TerminatedError as exc:
         leave_at_signals()  # a second one ends it, whoever does not read what is printed
