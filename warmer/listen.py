@@ -29,6 +29,7 @@ _log = structlog.get_logger(__name__)
 PATH: Final = "/v1/traces"
 LINGER: Final = 7.0
 """Seconds to wait after the last span of a start: vLLM's processes each send every 5 s what ended."""
+_LOOK: Final = 0.1
 _MOST: Final = 20_000
 """Spans kept; a start of eight ranks has some 300."""
 _CONNECTIONS: Final = 64
@@ -121,19 +122,26 @@ class Listener:
         with self._changed:
             return list(self._spans.values())
 
-    def wait(self, most: float) -> bool:
+    def wait(self, most: float, stopped: Callable[[], object] = lambda: False) -> bool:
         """Wait until a start is over and its processes have had the time to say so.
 
         Args:
             most: seconds to wait at most.
+            stopped: asked a few times a second whether to wait no longer.
 
         Returns:
             Whether one was over.
         """
+        until = time.monotonic() + most
         with self._changed:
-            over = self._changed.wait_for(lambda: spans.finished(self._spans.values()), most)
-        if over:
-            time.sleep(self._linger)
+            while not (over := spans.finished(self._spans.values())):
+                left = until - time.monotonic()
+                if left <= 0 or stopped():
+                    return False
+                self._changed.wait(min(left, _LOOK))
+        until = time.monotonic() + self._linger
+        while not stopped() and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK))
         return over
 
     def _keep(self, came: Sequence[Span]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json as jsonlib
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -219,13 +220,14 @@ def _listened(where: str, record: str | None, wait: float) -> StartLog:
 def _wait(
     listener: Listener, announce: Callable[[], None], seconds: float
 ) -> TerminatedError | None:
-    try:
-        announce()  # whoever knows of it may already send, and interrupt
-        listener.wait(seconds)
-    except TerminatedError as exc:
-        leave_at_signals()  # a second one ends it, whoever does not read what is printed
-        return exc
-    return None
+    """Wait for the end of a start, or for a signal: noted, not raised, for a lock may be held."""
+    came: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _frame: came.append(signum))
+    announce()  # whoever knows of it may already send, and interrupt
+    listener.wait(seconds, lambda: came)
+    leave_at_signals()  # a second one ends it, whoever does not read what is printed
+    return TerminatedError(came[0]) if came else None
 
 
 def _record(path: str, came: list[Span]) -> None:
