@@ -152,6 +152,7 @@ def config(tmp_path_factory):
 class _Context:
     command = prefill.command
     default_map = None
+    resilient_parsing = False
 
 
 @examples(150)

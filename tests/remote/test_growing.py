@@ -156,8 +156,10 @@ def test_a_shared_kind_that_the_bucket_lost_is_pushed_again(fleet):
     done = node.warmed(env=of(fleet, "one"))
     assert done.json["warm"] is True
     assert {1, 2} == set(fleet.seals("jit")) == set(fleet.seals("compile"))
-    assert list(fleet.seals("bytecode")) == [1], "the same bytes again: their blobs are back"
-    for kind in (*SHARED, "compile"):
+    # Its notes name the libraries that were mapped at one moment: they may differ from run to run.
+    noted = set(fleet.seals("bytecode"))
+    assert noted in ({1}, {1, 2})
+    for kind in (*SHARED, "compile", *(["bytecode"] if 2 in noted else [])):
         fleet.remove(fleet.seal_name(kind, 1))
     fleet.check()
     done = fleet.node().warmed(*NEVER, env=fleet.env())

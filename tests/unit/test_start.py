@@ -285,7 +285,8 @@ def notes(engine, tmp_path):
 
 
 def test_what_is_noted_is_what_python_answers(engine, notes):
-    text = "import importlib.metadata as m, json; print(json.dumps(m.packages_distributions()))"
+    text = "import sys; sys.path.remove(''); import importlib.metadata as m, json;"
+    text += "print(json.dumps(m.packages_distributions()))"
     done = run(engine.python, "-c", text)
     assert notes.noted["packages"] == json.loads(done.stdout)
     (names,) = notes.noted["installed"].values()

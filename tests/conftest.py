@@ -1,0 +1,19 @@
+"""What every test leaves as it found it, lest another depends on the order they run in."""
+
+import signal
+
+import pytest
+import structlog
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was():
+    """Handlers of signals (children inherit those that are ignored) and structlog's configuration."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    structlog.reset_defaults()
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
