@@ -7,6 +7,16 @@ import structlog
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+_configure = structlog.configure
+
+
+def _configured(**words):
+    """As asked, but for loggers that would keep what they were first used with."""
+    _configure(**{**words, "cache_logger_on_first_use": False})
+
+
+structlog.configure = _configured
+
 
 @pytest.fixture(autouse=True)
 def _as_it_was():
