@@ -96,12 +96,12 @@ def test_losers_of_a_race_for_weights_take_the_winners(place, tmp_path, monkeypa
     both = threading.Barrier(2, action=publish_by_hand)
     # Who comes later takes what is staged already for abandoned, and removes it.
     at_once = threading.Barrier(2)
-    begin = stagings.begin
+    make = stagings.make
 
-    def begun(volume, key):
+    def made(staging):
         if threading.current_thread().name.startswith("pod"):
             at_once.wait(60)
-        return begin(volume, key)
+        make(staging)
 
     def opened(self, model, file, start, end):
         if file.path == "config.json":
@@ -115,7 +115,7 @@ def test_losers_of_a_race_for_weights_take_the_winners(place, tmp_path, monkeypa
         announce(warm, volume, wanted, **more)
 
     monkeypatch.setattr(Directory, "open", opened)
-    monkeypatch.setattr(stagings, "begin", begun)
+    monkeypatch.setattr(stagings, "make", made)
     monkeypatch.setattr(prefill, "open_lock", lambda *_, **__: NoLock())
     monkeypatch.setattr(prefill.write, "announce", seen)
     pods = [place.but(warm=f"{tmp_path}/{name}") for name in ("one", "other")]

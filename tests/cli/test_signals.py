@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import time
@@ -166,3 +167,25 @@ def test_a_signal_at_any_moment_of_a_start_ends_it_without_a_trace(place):
         assert "Traceback" not in result.err, (delay, result)
         assert took < 2.0, delay
         assert (place.staged(), place.held(), runs.processes(place.warm)) == ([], [], []), delay
+
+
+@pytest.mark.parametrize("kind", ["weights", "compile"])
+def test_a_signal_that_arrives_while_a_staging_is_made_leaves_none(place, tmp_path, kind):
+    log = tmp_path / "calls"
+    trace = ("strace", "-o", str(log), "-e", "trace=?mkdir,?mkdirat")
+
+    def made():
+        lines = log.read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if line.startswith("mkdir")]
+
+    assert runs.finish(place.start("prefill", prefix=trace)).code == 0
+    number = next(n for n, call in enumerate(made(), 1) if f"/staging/{kind}-" in call)
+    for top in (place.volume, place.warm):
+        shutil.rmtree(top)
+        os.mkdir(top)
+    inject = ("-e", f"inject=?mkdir,?mkdirat:signal=SIGTERM:when={number}")
+    result = runs.finish(place.start("prefill", prefix=(*trace, *inject)))
+    assert len(made()) == number
+    assert f"/staging/{kind}-" in made()[-1]
+    assert result.said == ["warmer: stopped by SIGTERM"]
+    assert (place.staged(), place.held(), runs.processes(place.warm)) == ([], [], [])

@@ -239,7 +239,7 @@ def test_what_a_successor_stages_is_not_swept_by_one_who_does_not_know_of_it(sit
 
     def woken():
         key = look(pod).wanted.keys[kind]
-        begin = lambda: stagings.begin(Volume(site.volume), key)  # noqa: E731 - an act
+        begin = lambda: volumes.begin(Volume(site.volume), key)  # noqa: E731 - an act
         if kind == "weights":
             before(weights, "_refuse_paths", begin)
         elif kind == "compile":

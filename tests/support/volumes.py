@@ -187,9 +187,16 @@ class Granted:
         pass
 
 
+def begin(volume, key):
+    """Make the staging directory of a claim."""
+    staging = stagings.name(volume, key)
+    stagings.make(staging)
+    return staging
+
+
 def stage(volume, key, files=FILES):
     """Begin a claim and put files into its staging; returns it and what `publish` seals."""
-    staging = stagings.begin(volume, key)
+    staging = begin(volume, key)
     sealed = []
     for path, data in files.items():
         target = os.path.join(staging.path, path)

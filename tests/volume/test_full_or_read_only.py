@@ -88,7 +88,7 @@ def test_a_volume_that_turns_read_only_while_filling_publishes_nothing(tmp_path)
         volumes.make_read_only(path)
         assert outcome(lambda: volumes.commit(volume, staging, sealed, after=1)) == "read-only"
         assert outcome(lambda: publish.quarantine(volume, KEY, 1)) == "read-only"
-        assert outcome(lambda: stagings.begin(volume, KEY)) == "read-only"
+        assert outcome(lambda: volumes.begin(volume, KEY)) == "read-only"
         stagings.discard(staging)  # cannot, and does not fail
         assert volumes.assert_invariants(path) == [("weights", KEY.digest, 1)]
 
@@ -125,7 +125,7 @@ def become_a_stranger(path):
 def test_a_user_who_may_not_write_meets_permission(tmp_path):
     def stranger():
         volume = become_a_stranger(path)
-        assert outcome(lambda: stagings.begin(volume, KEY)) == "permission"
+        assert outcome(lambda: volumes.begin(volume, KEY)) == "permission"
         assert outcome(lambda: FileLock(volume, me="me").try_acquire(KEY)) == "permission"
 
     with volumes.tmpfs(tmp_path / "volume", "mode=0755") as path:

@@ -44,17 +44,23 @@ class Staging:
     nonce: str
 
 
-def begin(volume: Volume, key: Key) -> Staging:
-    """Make a staging directory for one claim.
+def name(volume: Volume, key: Key) -> Staging:
+    """Name a staging directory for one claim; `make` it inside `staged`, which discards it."""
+    nonce = secrets.token_hex(8)
+    return Staging(volume.staged(key.kind, key.digest, nonce), key, nonce)
+
+
+def make(staging: Staging) -> None:
+    """Make the directory.
+
+    Not before the block that discards it has begun: a signal that arrives within the call would
+    leave a directory that nobody knows of.
 
     Raises:
         VolumeError: no space, read-only, permission.
     """
-    nonce = secrets.token_hex(8)
-    path = volume.staged(key.kind, key.digest, nonce)
     with using(_PLACE):
-        os.makedirs(path)
-    return Staging(path, key, nonce)
+        os.makedirs(staging.path)
 
 
 def discard(staging: Staging) -> None:

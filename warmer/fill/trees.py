@@ -168,8 +168,9 @@ def publish_tree(
     Files that hold one of the secrets (name → value) are removed first.
     """
     clean(warm, key, secrets)
-    staging = stagings.begin(volume, key)
+    staging = stagings.name(volume, key)
     with stagings.staged(staging, grant):
+        stagings.make(staging)
         with using("the warm dir or the volume"):
             manifest = _scan(warm, key)
             tree, target = warm.tree(key.kind), os.path.join(staging.path, ARCHIVE)

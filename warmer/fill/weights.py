@@ -110,12 +110,13 @@ def fill(
         after = numbers.highest_taken(volume, key.kind, key.digest)
     old = stagings.abandoned(volume, key, grant)
     _refuse_paths(wanted)
-    staging = stagings.begin(volume, key)
+    staging = stagings.name(volume, key)
 
     def worth_keeping() -> bool:
         return any(map(_may_be_proved, wanted)) and partial.resumable(staging.path)
 
     with stagings.staged(staging, grant, worth_keeping=worth_keeping):
+        stagings.make(staging)
         broken = _generations(volume, key, held)
         finders = [adopt.finder(place, model) for place in places]
 

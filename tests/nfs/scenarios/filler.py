@@ -29,8 +29,9 @@ def say(**what):
 
 def stage(volume, key, grant, chance):
     """Write a few files slowly, telling the lock how far it is, as a download does."""
-    staging = stagings.begin(volume, key)
+    staging = stagings.name(volume, key)
     try:
+        stagings.make(staging)
         sealed = []
         for number in range(3):
             data = chance.randbytes(CHUNK * chance.randrange(1, 5))

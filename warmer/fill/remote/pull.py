@@ -198,8 +198,9 @@ class Puller:
     ) -> int:
         record = found.seal
         _log.info("pulling", kind=key.kind, key=key.short, number=found.number, bytes=record.size)
-        staging = stagings.begin(self._volume, key)
+        staging = stagings.name(self._volume, key)
         with stagings.staged(staging, grant):
+            stagings.make(staging)
             capacity.require(staging.path, record.size)
             fetch.fetch(self._bucket, record.files, staging.path, grant)
             _insist_on_key(staging.path, key)
