@@ -24,7 +24,7 @@ import runs
 import volumes
 
 from warmer import stages
-from warmer.fill import engine, kernels, publish, restore, stagings, trees, weights
+from warmer.fill import engine, kernels, publish, restore, trees, weights
 from warmer.fill.locks.file import FileLock
 from warmer.layout import Volume
 
