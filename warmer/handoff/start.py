@@ -3,12 +3,13 @@
     python start.py <notes, or nothing> <command> [arguments]
     python start.py --notes
 
-Most of a warm start is Python importing vLLM. Two things of that are avoidable. The garbage
+Most of a warm start is Python importing vLLM. Three things of that are avoidable. The garbage
 collector goes over a million objects again and again that are all there to stay: it rests until the
-imports are done, and leaves them alone afterwards, as vLLM itself does once it is ready. And
-transformers asks which packages are installed, for which Python reads the metadata of each: the
-notes hold the answer of the build run, and are used where the same distributions are installed;
-``--notes`` prints them.
+imports are done, and leaves them alone afterwards, as vLLM itself does once it is ready.
+transformers asks which packages are installed, for which Python reads the metadata of each; and it
+reads the source of each of its models to know what they define. The notes hold both answers of the
+build run, and are used where the same distributions are installed, and the models' files are as
+many and as long; ``--notes`` prints them.
 
 One file, the standard library alone, Python 3.9 or newer. Whatever fails here is left to the command:
 one that does not begin with this very Python, a wrapper say, is run as it is. What differs from Python
@@ -19,17 +20,20 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
 import sys
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import PathFinder, SourceFileLoader
 from types import ModuleType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from importlib.machinery import ModuleSpec
+    from typing import Any
 
 # What `vllm serve` imports before it looks at its arguments, in its order.
 _IMPORTS = (
@@ -54,17 +58,96 @@ def installed(path: Sequence[str]) -> dict[str, list[str]]:
 
 
 def remember(notes: str) -> None:
-    """Have Python know which packages are installed, where the notes are of this very path."""
+    """Have Python and transformers know what the notes say, where they are of this very path."""
     with open(notes, encoding="utf-8") as f:
         noted = json.load(f)
-    packages = {str(name): [str(one) for one in of] for name, of in noted["packages"].items()}
-    if not packages or noted["installed"] != installed(sys.path):
+    if noted["installed"] != installed(sys.path):
         return
+    if packages := {str(name): [str(one) for one in of] for name, of in noted["packages"].items()}:
+        importlib.metadata.packages_distributions = lambda: {n: [*of] for n, of in packages.items()}
+    if noted.get("models"):
+        sys.meta_path.insert(0, Models(noted["models"]))
 
-    def packages_distributions() -> dict[str, list[str]]:
-        return {name: list(of) for name, of in packages.items()}
 
-    importlib.metadata.packages_distributions = packages_distributions
+class Models:
+    """Finds one module of transformers as Python does, and has it know what the models define.
+
+    Args:
+        noted: what `models` returned.
+    """
+
+    NAME = "transformers.utils.import_utils"
+
+    def __init__(self, noted: Mapping[str, Any]) -> None:
+        self._noted = noted
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Find it, once; Python's own finders find all others."""
+        if name != self.NAME:
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and type(spec.loader) is SourceFileLoader:
+            load = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                load(module)
+                with contextlib.suppress(Exception):
+                    self._tell(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # of this loader
+        return spec
+
+    def _tell(self, module: ModuleType) -> None:
+        """Replace the answer for the one directory that holds all models, if it is the noted one."""
+        where = os.path.join(os.path.dirname(os.path.dirname(str(module.__file__))), "models")
+        if self._noted["files"] != counted(where):
+            return
+        ask = module.create_import_structure_from_path
+        answer = unpacked(self._noted["found"])
+
+        def create_import_structure_from_path(module_path: str | os.PathLike[str]) -> object:
+            return answer if os.fspath(module_path) == where else ask(module_path)
+
+        module.create_import_structure_from_path = create_import_structure_from_path  # type: ignore[attr-defined]
+
+
+def counted(where: str) -> str:
+    """Digest the names and lengths of all sources below a directory."""
+
+    def below(path: str) -> Iterator[str]:
+        with os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_dir():
+                    yield from below(entry.path)
+                elif entry.name.endswith(".py"):
+                    yield f"{entry.path[len(where) :]} {entry.stat().st_size}\n"
+
+    return hashlib.sha256("".join(below(where)).encode()).hexdigest()
+
+
+def packed(found: Mapping[Any, Any]) -> list[list[Any]]:
+    """Make JSON of what transformers says of a directory: its keys are names, or sets of backends."""
+    rows: list[list[Any]] = []
+    for key, value in found.items():
+        if isinstance(key, str):
+            rows.append([key, packed(value)])
+        else:
+            rows.append([sorted(key), {name: sorted(of) for name, of in value.items()}])
+    return rows
+
+
+def unpacked(rows: Sequence[Any]) -> dict[Any, Any]:
+    """Make of it what transformers said."""
+    found: dict[Any, Any] = {}
+    for key, value in rows:
+        if isinstance(key, str):
+            found[key] = unpacked(value)
+        else:
+            found[frozenset(key)] = {name: set(of) for name, of in value.items()}
+    return found
 
 
 def begins_with(script: str, python: str) -> bool:
@@ -122,9 +205,15 @@ def run(module: str, script: str) -> None:
 
 
 def take() -> dict[str, object]:
-    """Ask which packages are installed, as `remember` will answer."""
+    """Ask what `remember` will answer."""
     ask = getattr(importlib.metadata, "packages_distributions", dict)
-    return {"installed": installed(sys.path), "packages": ask()}
+    noted = {"installed": installed(sys.path), "packages": ask()}
+    with contextlib.suppress(Exception):  # no transformers, or one that does not ask
+        module = importlib.import_module(Models.NAME)
+        where = os.path.join(os.path.dirname(os.path.dirname(str(module.__file__))), "models")
+        found = module.create_import_structure_from_path(where)
+        noted["models"] = {"files": counted(where), "found": packed(found)}
+    return noted
 
 
 if __name__ == "__main__":
