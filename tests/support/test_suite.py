@@ -17,8 +17,8 @@ def ran(top, *texts):
     for name, text in zip(names, texts, strict=True):
         (top / name).write_text(text)
     argv = [sys.executable, RUNNER, "-q", *names]
-    env = os.environ | {"LANES": "2"}
-    done = subprocess.run(argv, cwd=top, capture_output=True, text=True, timeout=60, env=env)
+    env = os.environ | {"LANES": "2", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(argv, cwd=top, capture_output=True, text=True, timeout=300, env=env)
     return done.returncode, done.stdout
 
 
