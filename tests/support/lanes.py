@@ -22,7 +22,7 @@ if __name__ == "__main__":
 ENGINES = "engines and containers"
 """A real engine takes all the cores there are; containers share the names of their network."""
 FIRST = (ENGINES, "tests/nfs")
-"""The batches of several files, and the long ones; every other file is one, in their order."""
+"""The batches of several files, the longest there are; every other file is one, in their order."""
 
 
 class Lane:
@@ -70,7 +70,8 @@ def batch(item):
     """Name what the test runs with, one after the other."""
     file = item.nodeid.split("::")[0]
     directory = os.path.dirname(file)
-    if item.get_closest_marker("engine") or directory == "tests/e2e":
+    engine = any(item.get_closest_marker(name) for name in ("engine", "gpu"))
+    if engine or directory == "tests/e2e":
         return ENGINES
     return directory if directory in FIRST else file
 

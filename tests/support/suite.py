@@ -26,7 +26,7 @@ import costs
 PASSED, SOME_FAILED = 0, 1
 """pytest's exit status when tests ran and none, or some, failed; any other is not tried again."""
 FEW = 3
-LANES = int(os.environ.get("LANES") or (os.cpu_count() or 1) + 1)
+LANES = int(os.environ.get("LANES") or min((os.cpu_count() or 1) + 1, 8))
 LANE = Path(__file__).resolve().with_name("lanes.py")
 CACHES, LAST = Path(".pytest_cache"), Path("v", "cache", "lastfailed")
 
