@@ -16,7 +16,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from handed import handed_off
 
 FILES = 200
-RUNS = 41
+RUNS = int(os.environ.get("RUNS", "41"))
 
 
 def cpu(argv):

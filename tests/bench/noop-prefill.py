@@ -19,7 +19,7 @@ from hub import Hub
 from tinymodel import make_tiny_llama
 
 MODEL = "demo/tiny-llama"
-RUNS = 15
+RUNS = int(os.environ.get("RUNS", "15"))
 
 
 def main():

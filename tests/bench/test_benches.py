@@ -17,6 +17,8 @@ FIELDS = {
     "fill-s3": {"bench", "ratio", "others", "ours", "cpu_s_per_gb", "peak_rss_mb"},
 }
 SMALLER = {
+    "check": {"RUNS": "3"},
+    "noop-prefill": {"RUNS": "3"},
     "restore": {"SIZE_MB": "64", "FILES": "100", "ROUNDS": "1"},
     "stampede": {"PROCESSES": "6", "SIZE_MB": "64"},
     "fill-hf": {"SIZE_MB": "16", "SMALL": "20", "ROUNDS": "1"},

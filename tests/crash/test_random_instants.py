@@ -32,7 +32,7 @@ import volumes
 from warmer.fill import publish
 
 SEED = int(os.environ.get("WARMER_SEED") or secrets.randbits(32))
-KILLS = int(os.environ.get("WARMER_KILLS") or 300)
+KILLS = int(os.environ.get("WARMER_KILLS") or 150)
 PODS, OPEN = 3, 4
 MISSED, BEFORE, AFTER = "that had ended", "before it published", "after it published"
 

@@ -28,15 +28,16 @@ else
     "$python" -m venv "$venv"
 fi
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+install() { pip install --quiet --no-compile "$@"; }  # compiled below, on all cores
 
 if ! has_vllm "$venv/bin/python"; then
     command -v g++ >/dev/null || command -v clang++ >/dev/null ||
         fail "the CPU engine compiles C++ and found no compiler; apt-get install g++"
     say "installing $engine (a few minutes, 1 GB)"
     if pip install --quiet --dry-run --no-deps "$torch" >/dev/null 2>&1; then
-        pip install --quiet "$engine"
+        install "$engine"
     else
-        pip install --quiet --extra-index-url "$pytorch_index" "$engine"
+        install --extra-index-url "$pytorch_index" "$engine"
     fi
     # Where only their CUDA builds are to be had, these break the CPU torch they sit beside;
     # a text model needs none of them.
@@ -48,5 +49,9 @@ if ! has_vllm "$venv/bin/python"; then
     done
 fi
 say "installing warmer"
-pip install --quiet --editable "$here[dev]"
+# Where warmer is, is told by a line in a .pth file: what setuptools would do by itself costs every
+# process of the tests, of which there are thousands, the import of a finder.
+install --config-settings editable_mode=compat --editable "$here[dev]"
+"$venv/bin/python" -m compileall -q -j 0 "$venv/lib" >/dev/null ||
+    true  # templates, and what is for other Pythons
 touch "$venv/.ready"

@@ -5,6 +5,7 @@
 
 import builtins
 import contextlib
+import gc
 import hashlib
 import io
 import itertools
@@ -252,6 +253,7 @@ def run_child(action, *, kill_before=0, torn=False):
     """
     pid = os.fork()
     if pid == 0:
+        gc.freeze()  # or the first collection would copy all that the parent knows
         status = 1
         try:
             if kill_before:
