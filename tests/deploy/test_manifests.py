@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 
+import custom
+import jsonschema
 import kubernetes_validate
 import pytest
 import rendering
@@ -21,8 +23,6 @@ from warmer.layout import HANDOFF_FILES, WarmDir
 
 TOP = rendering.TOP
 VERSIONS = ("1.29", "1.30", "1.31", "1.32", "1.33", "1.34")
-OF_OTHERS = ("monitoring.coreos.com", "serving.kserve.io", "leaderworkerset.x-k8s.io")
-"""Kinds whose schemas are not Kubernetes' own."""
 COMMANDS = {"prefill": prefill_verb, "gc": gc_verb, "sidecar": sidecar_verb}
 MODEL = yaml.safe_load((rendering.CHART / "values.yaml").read_text())["servingEngineSpec"][
     "modelSpec"
@@ -95,8 +95,6 @@ def _documents(where):
         return rendering.chart(VALUES[name])
     if kind == "file":
         return list(yaml.safe_load_all((TOP / name).read_text()))
-    if rendering.kustomize() is None:
-        pytest.skip("neither kubectl nor kustomize is here to build overlays with")
     return rendering.overlay(TOP / name)
 
 
@@ -163,10 +161,54 @@ def test_the_chart_is_linted_without_a_warning(name):
 
 def test_kubernetes_takes_every_manifest(documents):
     for document in documents:
-        if document["apiVersion"].split("/")[0] in OF_OTHERS:
-            continue
         for version in VERSIONS:
-            kubernetes_validate.validate(document, version, strict=True)
+            custom.validate(document, version)
+
+
+def _put(document, path, value):
+    """The document with one value changed or added."""
+    changed = json.loads(json.dumps(document))
+    at = changed
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("where", "kind", "path", "value"),
+    [
+        ("chart: sidecar", "PodMonitor", ("spec", "podMetricsEndpoints", 0, "interval"), "30 s"),
+        ("chart: sidecar", "PodMonitor", ("spec", "podMetricEndpoints"), []),
+        ("chart: sidecar", "PodMonitor", ("apiVersion",), "monitoring.coreos.com/v2"),
+        (f"file: {FILES[0]}", "InferenceService", ("spec", "predictor", "minReplica"), 1),
+        (f"file: {FILES[0]}", "InferenceService", ("spec", "predictor", "scaleMetric"), "gpu"),
+        (
+            f"file: {FILES[0]}",
+            "InferenceService",
+            ("spec", "predictor", "containers", 0, "readinessProbe", "exec", "command"),
+            "python3",
+        ),
+        (f"file: {FILES[1]}", "LeaderWorkerSet", ("spec", "leaderWorkerTemplate", "size"), "2"),
+        (
+            f"file: {FILES[1]}",
+            "LeaderWorkerSet",
+            ("spec", "leaderWorkerTemplate", "restartPolicy"),
+            "Always",
+        ),
+        (
+            f"file: {FILES[1]}",
+            "LeaderWorkerSet",
+            ("spec", "leaderWorkerTemplate", "workerTemplate", "spec", "initContainer"),
+            [],
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_custom_resource_with_a_mistake_is_not_taken(where, kind, path, value):
+    changed = _put(rendering.only(_documents(where), kind), path, value)
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.SchemaNotFoundError)):
+        custom.validate(changed, VERSIONS[-1])
 
 
 def test_names_that_a_pod_refers_to_are_there(documents):
@@ -434,8 +476,6 @@ def test_the_notes_say_what_was_installed(mode):
 
 
 def test_what_production_stack_renders_becomes_the_handoffs_script():
-    if rendering.kustomize() is None:
-        pytest.skip("kubectl is not here")
     place = TOP / "deploy/examples/production-stack"
     (spec,) = yaml.safe_load((place / "values.yaml").read_text())["servingEngineSpec"]["modelSpec"]
     engine = {"name": "vllm", "image": "x", "command": ["vllm", "serve", spec["modelURL"]]}
@@ -454,7 +494,11 @@ def test_what_production_stack_renders_becomes_the_handoffs_script():
         },
     }
     done = subprocess.run(
-        [place / "render.sh"], input=yaml.safe_dump(deployment), capture_output=True, text=True
+        [place / "render.sh"],
+        input=yaml.safe_dump(deployment),
+        env={"PATH": os.pathsep.join((rendering.SCRIPTS, os.defpath))},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     rendered = yaml.safe_load(done.stdout)

@@ -79,7 +79,6 @@ def _page(pod, spec, path):
         return ""
 
 
-@pytest.mark.skipif(rendering.kustomize() is None, reason="overlays are built by kubectl")
 @pytest.mark.parametrize("overlay", ["rwx", "harvest", "bucket"])
 def test_a_pod_of_an_overlay_fills_and_serves(space, overlay):
     documents = rendering.overlay(rendering.OVERLAYS / overlay)
