@@ -17,11 +17,9 @@ demo: $(VENV)/.ready  ## cold start, warm start, and the proof that it hit
 
 # What waits for leases, for NFS and for containers runs beside what computes; its log follows when both are done.
 WAITING := tests/doctor tests/nfs tests/e2e
-# Two real engines at once want the machine for themselves: make e2e.
-ALONE := tests/e2e/test_real_pods.py
 SUITE := $(BIN)/python tests/support/suite.py
 test: $(VENV)/.ready lint  ## every test, those with a real engine included
-	@$(SUITE) waiting $(WAITING) $(ALONE:%=--ignore=%) >.waiting.log 2>&1 & waiting=$$!; \
+	@$(SUITE) waiting $(WAITING) >.waiting.log 2>&1 & waiting=$$!; \
 	trap 'kill $$waiting' INT TERM; \
 	$(SUITE) main $(WAITING:%=--ignore=%); main=$$?; \
 	wait $$waiting; beside=$$?; cat .waiting.log; exit $$((main | beside))
