@@ -475,6 +475,21 @@ def test_the_notes_say_what_was_installed(mode):
     assert "{{" not in text
 
 
+def test_what_passes_through_a_bucket_is_signed_and_the_chart_warns_where_it_is_not():
+    for name, signed in (("bucket", True), ("node-local", True), ("rwx", False)):
+        documents = rendering.overlay(rendering.OVERLAYS / name)
+        (filler,) = rendering.only(documents, "Deployment")["spec"]["template"]["spec"][
+            "initContainers"
+        ]
+        env = variables(documents, filler)
+        assert ("WARMER_REMOTE" in env) is signed
+        assert ({"WARMER_SIGNING_KEY", "WARMER_TRUSTED_KEYS"} <= env.keys()) is signed
+    remote = {"warmer": {"remote": "s3://kernels/team"}}
+    assert "who can write into s3://kernels/team" in rendering.notes(remote)
+    remote["warmer"]["trustedKeys"] = ALL["warmer"]["trustedKeys"]
+    assert "who can write into" not in rendering.notes(remote)
+
+
 def test_what_production_stack_renders_becomes_the_handoffs_script():
     place = TOP / "deploy/examples/production-stack"
     (spec,) = yaml.safe_load((place / "values.yaml").read_text())["servingEngineSpec"]["modelSpec"]

@@ -1,6 +1,10 @@
 """What only a cluster has: leases by a service account, native sidecars, manifests of others."""
 
+import base64
 import json
+import re
+import subprocess
+import sys
 import urllib.error
 
 import namespaces
@@ -79,7 +83,38 @@ def _page(pod, spec, path):
         return ""
 
 
-@pytest.mark.parametrize("overlay", ["rwx", "harvest", "bucket"])
+SIGNED = ("bucket", "node-local")
+"""What passes through a bucket, which others may write into."""
+
+
+def _keys(top):
+    """The Secret and the ConfigMap that an overlay which signs tells how to make."""
+    words = [sys.executable, "-m", "warmer", "keygen", "warmer"]
+    subprocess.run(words, cwd=top, check=True, capture_output=True)
+    texts = {"Secret": {"key": "warmer"}, "ConfigMap": {"keys.pub": "warmer.pub"}}
+    names = {"Secret": "warmer-signing", "ConfigMap": "warmer-trusted"}
+    for kind, files in texts.items():
+        data = {key: (top / file).read_text() for key, file in files.items()}
+        if kind == "Secret":
+            data = {key: base64.b64encode(text.encode()).decode() for key, text in data.items()}
+        yield {"kind": kind, "metadata": {"name": names[kind]}, "data": data}
+
+
+def _made_as_it_says(node, spec):
+    """Make a node's directory with the command that its overlay shows; return it."""
+    page = (rendering.OVERLAYS / "node-local" / "kustomization.yaml").read_text()
+    mode, path = re.search(r"install -d -m (\d+) -g 0 (\S+)", page).groups()
+    (models,) = (v["hostPath"] for v in spec["volumes"] if v["name"] == "models")
+    assert (models["path"], models["type"]) == (path, "Directory")
+    here = node / path.lstrip("/")
+    here.parent.mkdir(parents=True)
+    for each in (here.parent, here.parent.parent):
+        each.chmod(0o755)
+    subprocess.run(["install", "-d", "-m", mode, "-g", "0", here], check=True)
+    return here
+
+
+@pytest.mark.parametrize("overlay", ["rwx", "harvest", "bucket", "node-local"])
 def test_a_pod_of_an_overlay_fills_and_serves(space, overlay):
     documents = rendering.overlay(rendering.OVERLAYS / overlay)
     for document in documents:
@@ -96,9 +131,17 @@ def test_a_pod_of_an_overlay_fills_and_serves(space, overlay):
         container["resources"]["limits"]["memory"] = "4Gi"
     secret = {"kind": "Secret", "metadata": {"name": "hf-token-secret"}}
     secret["stringData"] = {"HF_TOKEN": namespaces.TOKEN}
-    space.adopt([*documents, secret])
+    space.adopt([*documents, secret, *_keys(space.top)])
+    volume = space.objects.claim("models")
+    if overlay == "node-local":
+        volume = _made_as_it_says(space.top / "node", spec)
     pod = space.pod(spec).wait_ready()
     assert pod.wait_ended("warmer").note["warm"] is (overlay != "harvest")
+    if overlay == "bucket":
+        volume = space.top / "pods" / pod.name / "models"
+    if overlay != "harvest":
+        (text,) = [path.read_text() for path in volume.glob("v1/pieces/compile/*/*/seal.json")]
+        assert bool(json.loads(text).get("signatures")) is (overlay in SIGNED)
     if overlay == "harvest":
         pod.wait(lambda pod: _page(pod, spec, "/livez") == "ok\n", what="the sidecar")
     assert json.loads(pod.get("/v1/models")[1])["data"]
