@@ -28,6 +28,7 @@ def space(node):
         (model,) = space.values["servingEngineSpec"]["modelSpec"]
         model |= MEMORY
         space.values["extraEnv"].append({"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"})
+        space.values["warmer"] = {"wait": PATIENCE}  # or a waiter goes on without, as it should
         yield space
 
 
