@@ -29,6 +29,19 @@ def test_the_command_line_page_is_what_the_program_prints():
     assert read("docs", "cli.md") == cli_page.page(), "run `make docs`"
 
 
+@pytest.mark.parametrize("words", [(), *((verb,) for verb in VERBS)], ids=" ".join)
+def test_every_help_ends_with_examples_that_are_verbs_and_with_exit_statuses(words):
+    said = cli_page.help_of(*words)
+    at = said.index("Example")
+    assert at < said.index("Exit status", at)
+    named = set(re.findall(r"\bwarmer (\w+)", said[at:]))
+    if words == ("check",):  # runs where warmer is not
+        assert "/handoff/check.py" in said[at:]
+    else:
+        assert named & ({*words} or {*VERBS})
+    assert named <= {*VERBS, "VERB"}
+
+
 def test_the_page_of_families_is_the_table():
     assert read("docs", "families.md") == families_page.page(), "run `make docs`"
 
