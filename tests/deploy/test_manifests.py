@@ -58,10 +58,21 @@ ALL = {
     "imagePullSecrets": [{"name": "registry"}],
     "runtimeClassName": "nvidia",
 }
+PRODUCT = "nvidia.com/gpu.product"
+ARCHS = [
+    {"name": "h100", "nodeSelector": {PRODUCT: "NVIDIA-H100-80GB-HBM3"}},
+    {"name": "l4", "nodeSelector": {PRODUCT: "NVIDIA-L4", "pool": "small"}},
+]
 VALUES = {
     "defaults": {},
     "everything": ALL,
     "job": {"mode": "job"},
+    "jobs per kind of GPU": {"mode": "job", "job": {"archs": ARCHS}},
+    "jobs on nodes' own disks": {
+        "mode": "cron",
+        "job": {"archs": ARCHS, "nodes": 3},
+        "persistence": {"hostPath": "/mnt/nvme/warmer"},
+    },
     "cron, leases": {"mode": "cron", "lock": {"mechanism": "k8s", "leaseSeconds": 15}},
     "gc alone": {"mode": "none"},
     "nothing": {"mode": "none", "gc": {"enabled": False}},
@@ -406,6 +417,44 @@ def test_only_a_volume_that_pods_share_is_collected_by_a_job():
         assert any(name.endswith("-gc") for name in names) is collected
 
 
+def test_each_kind_of_gpu_has_a_job_of_its_own_on_nodes_of_that_kind():
+    models = [MODEL, MODEL | {"name": "m" * 27}, MODEL | {"name": "m" * 26}]
+    values = VALUES["jobs per kind of GPU"] | {
+        "nodeSelector": {"pool": "large", "zone": "a"},
+        "servingEngineSpec": {"modelSpec": models},
+    }
+    jobs = [d for d in rendering.chart(values, name="r" * 53) if d["kind"] == "Job"]
+    names = [job["metadata"]["name"] for job in jobs]
+    assert len(set(names)) == len(jobs) == len(models) * len(ARCHS)
+    assert max(map(len, names)) <= 63
+    placed = [job["spec"]["template"]["spec"]["nodeSelector"] for job in jobs]
+    assert placed == [
+        {"pool": "large", "zone": "a"} | a["nodeSelector"] for _ in models for a in ARCHS
+    ]
+
+
+def test_on_nodes_own_disks_a_job_is_one_pod_for_each_node_and_no_two_on_one():
+    values = VALUES["jobs on nodes' own disks"] | {"affinity": {"nodeAffinity": {}}}
+    crons = [d for d in rendering.chart(values) if d["kind"] == "CronJob"]
+    apart = []
+    for cron in crons:
+        spec = cron["spec"]["jobTemplate"]["spec"]
+        assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == (
+            "Indexed",
+            3,
+            3,
+        )
+        affinity = spec["template"]["spec"]["affinity"]
+        assert "nodeAffinity" in affinity, "the user's own stays"
+        (rule,) = affinity["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert rule["topologyKey"] == "kubernetes.io/hostname"
+        labels = spec["template"]["metadata"]["labels"]
+        assert rule["labelSelector"]["matchLabels"].items() <= labels.items()
+        apart.append(rule["labelSelector"]["matchLabels"])
+    assert len(apart) == len(ARCHS)
+    assert apart[0] != apart[1], "pods of two kinds may be on one node"
+
+
 def test_a_job_gets_another_name_when_what_it_does_changes():
     names = {
         rendering.only(rendering.chart({"mode": "job"} | values), "Job")["metadata"]["name"]
@@ -430,6 +479,7 @@ def test_a_job_gets_another_name_when_what_it_does_changes():
         ({"warmer": {"readAhead": "much"}}, "/warmer/readAhead"),
         ({"sidecar": {"harvestMost": 0.5}}, "/sidecar/harvestMost"),
         ({"persistence": {"mountPath": "models"}}, "/persistence/mountPath"),
+        ({"job": {"archs": [{"name": "h100", "nodeSelector": {}}]}}, "/job/archs/0"),
         ({"lock": {"leaseSeconds": 1}}, "/lock/leaseSeconds"),
         ({"image": {"digest": "latest"}}, "/image/digest"),
         ({"servingEngineSpec": {"modelSpec": [{"name": "UP"}]}}, "/servingEngineSpec/modelSpec/0"),
@@ -446,6 +496,7 @@ def test_values_that_mean_nothing_are_refused_and_named(values, where):
     [
         ({"metrics": {"podMonitor": {"enabled": True}}}, "sidecar.enabled"),
         ({"lock": {"mechanism": "s3"}}, "lock.bucket"),
+        ({"mode": "job", "job": {"nodes": 2}}, "persistence.hostPath"),
         ({"warmer": {"compile": "harvest"}}, "sidecar.enabled"),
         (VALUES["harvest"] | {"mode": "job"}, "mode init"),
         (VALUES["harvest"] | {"sidecar": {"enabled": True, "harvestMost": 0}}, "harvestMost"),
@@ -459,7 +510,8 @@ def test_values_that_mean_nothing_are_refused_and_named(values, where):
         ({"sidecar": {"enabled": True}, "metrics": {"port": 8000}}, "metrics.port"),
     ],
     ids=[
-        *("a monitor of nothing", "no bucket", "nobody publishes", "nobody builds"),
+        *("a monitor of nothing", "no bucket", "one volume for all", "nobody publishes"),
+        "nobody builds",
         *("nothing may be published", "nobody would trust it", "one port for two"),
     ],
 )

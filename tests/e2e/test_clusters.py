@@ -59,6 +59,9 @@ def test_what_the_first_pods_server_builds_its_sidecar_publishes_for_the_second(
         "ok\n",
         True,
     )
+    filled = 'warmer_fill_bytes_total{kind="weights",source="hf"}'
+    assert filled in _page(first, spec, "/metrics"), "what the init container did is seen here"
+    assert namespaces.TOKEN not in json.dumps(first.inspect("warmer-sidecar"))
     alive = ("liveness", 0)
     first.wait(lambda pod: alive in {probe[:2] for probe in pod.status["warmer-sidecar"].probes})
     first.terminate(grace=5)
