@@ -1,6 +1,5 @@
 """What only a cluster has: leases by a service account, native sidecars, manifests of others."""
 
-import base64
 import json
 import re
 import subprocess
@@ -94,13 +93,9 @@ def _keys(top):
     """The Secret and the ConfigMap that an overlay which signs tells how to make."""
     words = [sys.executable, "-m", "warmer", "keygen", "warmer"]
     subprocess.run(words, cwd=top, check=True, capture_output=True)
-    texts = {"Secret": {"key": "warmer"}, "ConfigMap": {"keys.pub": "warmer.pub"}}
-    names = {"Secret": "warmer-signing", "ConfigMap": "warmer-trusted"}
-    for kind, files in texts.items():
-        data = {key: (top / file).read_text() for key, file in files.items()}
-        if kind == "Secret":
-            data = {key: base64.b64encode(text.encode()).decode() for key, text in data.items()}
-        yield {"kind": kind, "metadata": {"name": names[kind]}, "data": data}
+    trusted = {"keys.pub": (top / "warmer.pub").read_text()}
+    yield namespaces.secret("warmer-signing", {"key": (top / "warmer").read_text()})
+    yield {"kind": "ConfigMap", "metadata": {"name": "warmer-trusted"}, "data": trusted}
 
 
 def _made_as_it_says(node, spec):
@@ -132,9 +127,8 @@ def test_a_pod_of_an_overlay_fills_and_serves(space, overlay):
         container["volumeMounts"].append(mount)
         container["env"] += space.values["extraEnv"]
         container["resources"]["limits"]["memory"] = "4Gi"
-    secret = {"kind": "Secret", "metadata": {"name": "hf-token-secret"}}
-    secret["stringData"] = {"HF_TOKEN": namespaces.TOKEN}
-    space.adopt([*documents, secret, *_keys(space.top)])
+    token = namespaces.secret("hf-token-secret", {"HF_TOKEN": namespaces.TOKEN})
+    space.adopt([*documents, token, *_keys(space.top)])
     volume = space.objects.claim("models")
     if overlay == "node-local":
         volume = _made_as_it_says(space.top / "node", spec)
