@@ -130,6 +130,18 @@ class Namespace:
         self.pods.append(pod)
         return pod
 
+    def two_at_once(self):
+        """Start two pods; the engine that one of them runs is done when the other waits for it."""
+        gate = self.top / "node" / "engine" / "gate"
+        spec = with_env(self.spec(), "warmer", FAKE_ENGINE=f"gate={self.engine.top}/gate")
+        pods = [self.pod(spec) for _ in range(2)]
+        waits = lambda _: any('"event": "waiting"' in pod.log("warmer") for pod in pods)  # noqa: E731
+        for pod in pods:
+            pod.wait_running("warmer")
+        pods[0].wait(waits, what="one that waits")
+        gate.touch()
+        return pods
+
     def staged(self):
         """What lies in staging."""
         top = self.volume / "v1" / "staging"

@@ -28,8 +28,7 @@ def test_two_pods_agree_by_leases_with_the_rights_of_the_charts_role_and_no_othe
     with LeaseServer(host="0.0.0.0", known_as=NODES, **how) as server:
         space.account, space.api = space.top / "account", server.port
         server.in_cluster(space.account)
-        spec = namespaces.with_env(space.spec(), "warmer", FAKE_ENGINE="slow=2")
-        pods = [space.pod(spec) for _ in range(2)]
+        pods = space.two_at_once()
         notes = [pod.wait_ready().wait_ended("warmer").note for pod in pods]
         assert sorted(note["built"] for note in notes) == [False, True]
         assert max(note["waited_seconds"] for note in notes) > 0

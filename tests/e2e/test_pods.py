@@ -20,9 +20,7 @@ def space(node):
 @pytest.fixture(scope="module")
 def two(space):
     """Two pods that started at once on an empty volume, and are ready."""
-    spec = namespaces.with_env(space.spec(), "warmer", FAKE_ENGINE="slow=2")
-    pods = [space.pod(spec) for _ in range(2)]
-    return [pod.wait_ready() for pod in pods]
+    return [pod.wait_ready() for pod in space.two_at_once()]
 
 
 @pytest.fixture
