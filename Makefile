@@ -15,8 +15,9 @@ $(VENV)/.ready: pyproject.toml tests/support/setup.sh
 demo: $(VENV)/.ready  ## cold start, warm start, and the proof that it hit
 	$(BIN)/python tests/demo/demo.py
 
-# What waits for leases, for NFS and for containers runs beside what computes; its log follows when both are done.
-WAITING := tests/doctor tests/nfs tests/e2e
+# What waits for leases, for NFS, for downloads and for containers runs beside what computes; its log follows when both
+# are done. Two real engines at once, the last of it, take what is left of the CPU.
+WAITING := tests/doctor tests/nfs tests/scan tests/e2e
 SUITE := $(BIN)/python tests/support/suite.py
 test: $(VENV)/.ready lint  ## every test, those with a real engine included
 	@$(SUITE) waiting $(WAITING) >.waiting.log 2>&1 & waiting=$$!; \
@@ -51,4 +52,4 @@ docs: $(VENV)/.ready  ## write the pages that are generated from the program
 	$(BIN)/python tests/docs/docker_page.py > deploy/docker/README.md
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .demo .e2e build *.egg-info
+	rm -rf $(VENV) .demo .e2e .scan build *.egg-info
