@@ -15,10 +15,8 @@ $(VENV)/.ready: pyproject.toml tests/support/setup.sh
 demo: $(VENV)/.ready  ## cold start, warm start, and the proof that it hit
 	$(BIN)/python tests/demo/demo.py
 
-# Two real engines at once want the machine for themselves: make e2e.
-ALONE := tests/e2e/test_real_pods.py
 test: $(VENV)/.ready lint  ## every test, those with a real engine included
-	@$(BIN)/python tests/support/suite.py $(ALONE:%=--ignore=%)
+	@$(BIN)/python tests/support/suite.py
 
 e2e: $(VENV)/.ready  ## the image, and pods of the chart in containers, with a fake and a real engine
 	@$(BIN)/python -m pytest tests/e2e
@@ -47,4 +45,4 @@ docs: $(VENV)/.ready  ## write the pages that are generated from the program
 	$(BIN)/python tests/docs/docker_page.py > deploy/docker/README.md
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .demo .e2e build *.egg-info
+	rm -rf $(VENV) .demo .e2e .scan build *.egg-info

@@ -23,8 +23,7 @@ USAGE = """\
 Usage: warmer check [--warm-dir DIR] [--deep] [--json]
 
 Readiness: are the weights sealed on the volume, and the kernels restored in the warm dir?
-No network, no GPU, no third-party import. Pieces the handoff goes without are reported as
-cold and do not fail the check: a missing cache never denies a start.
+No network, no GPU. Pieces that the handoff goes without are cold, and do not fail it.
 
 Options:
   --warm-dir DIR  the pod-local directory (WARMER_WARM_DIR; default /warm, or where a handed-off
@@ -33,6 +32,7 @@ Options:
   --json          print one JSON object (WARMER_JSON)
   --help          print this text
 
+Example: python3 -IS /warm/handoff/check.py --json
 Exit status: 0 warm; 1 not warm, the missing pieces are named; 2 usage; 3 another owner is
 filling; 5 bytes differ from the seal; 6 the volume failed.
 """

@@ -308,6 +308,25 @@ def test_a_start_that_is_killed_with_all_its_processes_counts_and_one_on_its_way
         assert plan(place) == STALE
 
 
+@pytest.mark.parametrize("prefix", [(), pytest.param(runs.PID_NAMESPACE, marks=ROOT)], ids=len)
+def test_starts_that_somebody_stops_do_not_count_and_one_that_crashes_still_does(tmp_path, prefix):
+    """Nodes that are drained, one after the other, while the engine loads."""
+    with runs.place(tmp_path) as place:
+        place.warmed()
+        for count in range(1, 4):
+            process = begin(place, mode="slow=60", prefix=prefix)
+            runs.eventually(lambda count=count: len(place.engine.starts) == count + 1)
+            (inner,) = children(process.pid) if prefix else (process.pid,)
+            os.kill(inner, signal.SIGTERM)
+            result = runs.finish(process)
+            assert (result.code, result.err) == (143 if prefix else -signal.SIGTERM, "")
+            runs.eventually(lambda: runs.unwatched(place.warm))
+            assert starts(place, "warm") == []
+        assert plan(place) == {}
+        assert crash(place, mode="crash").err == ""
+        assert len(starts(place, "warm")) == 1
+
+
 def test_servers_that_start_beside_each_other_do_not_count_as_crashed(tmp_path):
     with runs.place(tmp_path) as place:
         place.warmed()

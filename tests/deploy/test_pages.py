@@ -14,6 +14,7 @@ from warmer import errors
 from warmer.cli import VERBS
 
 DOCS = rendering.TOP / "docs"
+PAGES = ("quickstart.md", "concepts.md", "storage.md", "kubernetes.md", "troubleshooting.md")
 
 
 def blocks(page, language):
@@ -57,7 +58,7 @@ def test_every_mode_of_the_chart_is_on_the_page():
 
 def test_values_that_pages_speak_of_are_the_charts():
     known = Chart.load(rendering.CHART).values
-    for page in ("quickstart.md", "kubernetes.md", "troubleshooting.md"):
+    for page in PAGES:
         for path in re.findall(r"`((?:\w+)(?:\.\w+)+)(?::[^`]*)?`", (DOCS / page).read_text()):
             top, *rest = path.split(".")
             if top in known:
@@ -65,6 +66,43 @@ def test_values_that_pages_speak_of_are_the_charts():
                 for name in rest:
                     assert name in at, path
                     at = at[name]
+
+
+def test_every_storage_on_the_page_is_one_that_the_chart_and_kubernetes_take():
+    whole = [yaml.safe_load(text) for text in blocks("storage.md", "yaml")]
+    classes = {d["metadata"]["name"] for d in whole if "kind" in d}
+    assert len(classes) > 1
+    chart = Chart.load(rendering.CHART)
+    named = set()
+    for values in whole:
+        if "kind" in values:
+            kubernetes_validate.validate(values, "1.33", strict=True)
+            continue
+        chart.validate_schema(values)
+        volume = values["persistence"]
+        documents = rendering.chart(values)
+        claims = [d for d in documents if d["kind"] == "PersistentVolumeClaim"]
+        assert [d["spec"].get("storageClassName") for d in claims] == (
+            [volume["storageClass"]] if "storageClass" in volume else []
+        )
+        named.add(volume.get("storageClass"))
+        assert "who can write into" not in rendering.notes(values), "a bucket is signed"
+        maps = [d["data"] for d in documents if d["kind"] == "ConfigMap"]
+        assert {m["WARMER_LOCK"].partition(":")[0] for m in maps} == {
+            values.get("lock", {}).get("mechanism", "file")
+        }
+    assert classes < named, "each class that is shown is used"
+
+
+def test_keys_of_the_page_on_storage_are_made_as_the_overlays_make_them():
+    text = (rendering.TOP / "deploy/kustomize/components/signed/kustomization.yaml").read_text()
+    values = [yaml.safe_load(block) for block in blocks("storage.md", "yaml")]
+    keys = [v["warmer"] for v in values if "trustedKeys" in v.get("warmer", {})]
+    assert keys
+    for each in keys:
+        trusted, signing = each["trustedKeys"], each["signingKey"]
+        assert f"configmap {trusted['configMap']} --from-file={trusted['key']}=" in text
+        assert f"generic {signing['secret']} --from-file={signing['key']}=" in text
 
 
 def test_every_exit_status_of_the_program_is_explained():
@@ -76,7 +114,7 @@ def test_every_exit_status_of_the_program_is_explained():
     assert f"{errors.EXIT_INTERRUPTED}, {errors.EXIT_TERMINATED}" in page
 
 
-@pytest.mark.parametrize("page", ["quickstart.md", "kubernetes.md", "troubleshooting.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_verb_and_option_on_a_page_is_there(page):
     text = (DOCS / page).read_text()
     named = set(re.findall(r"`(?:\w+ )?warmer (\w+)", text)) - {"VERB"}

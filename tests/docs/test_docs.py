@@ -1,5 +1,7 @@
 """Documentation that can be checked is checked."""
 
+import glob
+import importlib
 import os
 import re
 import sys
@@ -14,7 +16,7 @@ import cli_page
 import docker_page
 import families_page
 
-from warmer import errors
+from warmer import check, errors
 from warmer.cli import VERBS
 
 PAGES = sorted(name for name in os.listdir(os.path.join(TOP, "docs")) if name.endswith(".md"))
@@ -27,6 +29,19 @@ def read(*parts):
 
 def test_the_command_line_page_is_what_the_program_prints():
     assert read("docs", "cli.md") == cli_page.page(), "run `make docs`"
+
+
+@pytest.mark.parametrize("words", [(), *((verb,) for verb in VERBS)], ids=" ".join)
+def test_every_help_ends_with_examples_that_are_verbs_and_with_exit_statuses(words):
+    said = cli_page.help_of(*words)
+    at = said.index("Example")
+    assert at < said.index("Exit status", at)
+    named = set(re.findall(r"\bwarmer (\w+)", said[at:]))
+    if words == ("check",):  # runs where warmer is not
+        assert "/handoff/check.py" in said[at:]
+    else:
+        assert named & ({*words} or {*VERBS})
+    assert named <= {*VERBS, "VERB"}
 
 
 def test_the_page_of_families_is_the_table():
@@ -65,6 +80,54 @@ def test_the_continuous_integration_runs_the_readmes_commands():
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", read("docs", page)):
         assert os.path.exists(os.path.join(TOP, "docs", target)), target
+
+
+def _written():
+    """Every page and every manifest, with what it says."""
+    tops = ("docs", "deploy", "entrypoints")
+    paths = [
+        os.path.join(at, name)
+        for top in tops
+        for at, _, names in os.walk(os.path.join(TOP, top))
+        for name in names
+    ]
+    paths += [os.path.join(TOP, name) for name in ("README.md", "CHANGELOG.md", "Dockerfile")]
+    return [
+        (os.path.relpath(path, TOP), read(os.path.relpath(path, TOP))) for path in sorted(paths)
+    ]
+
+
+def _options():
+    """Verb → its options and their variables."""
+    found = {}
+    for verb, (module, _) in VERBS.items():
+        params = importlib.import_module(module).command.params
+        found[verb] = {name for p in params for name in (*p.opts, p.envvar) if name}
+    found["check"] |= set(re.findall(r"--[a-z-]+|WARMER_[A-Z_]+", check.USAGE))
+    return found
+
+
+WRITTEN = _written()
+
+
+def test_the_pages_and_manifests_are_looked_at():
+    assert len(WRITTEN) > 60
+    assert sum("WARMER_" in text for _, text in WRITTEN) > 10
+
+
+@pytest.mark.parametrize(("path", "text"), WRITTEN, ids=[path for path, _ in WRITTEN])
+def test_every_variable_option_and_path_that_is_written_down_is_there(path, text):
+    options = _options()
+    variables = set(re.findall(r"\bWARMER_[A-Z_]+\b", text))
+    assert variables <= set().union(*options.values())
+    for verb, words in re.findall(r"(?:^|[\s`(])warmer (\w+)([^\n`]*)", text):
+        if verb in VERBS:
+            named = re.findall(r"(?<![\w-])--[a-z][a-z-]+", words.split(" -- ")[0])
+            assert {*named} - {"--help"} <= options[verb], verb
+    tops = "deploy|docs|tests|warmer|entrypoints"
+    for named in re.findall(rf"(?<![\w/.])((?:{tops})/[\w./-]*\w)", text):
+        places = glob.glob(os.path.join(TOP, f"{named}*"))
+        assert places, named
 
 
 def test_what_the_security_page_claims_is_shown_by_tests_of_that_name():

@@ -1,12 +1,18 @@
-"""A namespace of the tests: a hub on the node, the chart rendered for it, and its pods."""
+"""A namespace of the tests: a hub on the node, the chart rendered for it, and its pods.
+
+It is that of docs/quickstart.md, with the page's own values, but for what is not here: a GPU, a large
+model, the Hub.
+"""
 
 import json
 import os
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
 import images
 import rendering
+import yaml
 from fakeengine import make_engine
 from hub import Hub
 from kubelet import Pod
@@ -16,7 +22,11 @@ from words import ENGINE, Objects
 REPO = "org/tiny"
 TOKEN = "hf_PlantedTokenOfTheHub"
 API_KEY = "PlantedKeyOfTheServer"
-STOCK = "vllm/vllm-openai:v0.32.0"
+PAGE = (rendering.TOP / "docs" / "quickstart.md").read_text()
+(_TEXT,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+QUICKSTART = yaml.safe_load(_TEXT)
+(_MODEL,) = QUICKSTART["servingEngineSpec"]["modelSpec"]
+STOCK = f"{_MODEL['repository']}:{_MODEL['tag']}"
 RANDOM_USER = 1_000_660_000
 """Such numbers OpenShift gives to a namespace: nobody's, in group 0."""
 QUICK = {"initialDelaySeconds": 0, "periodSeconds": 4, "failureThreshold": 600, "timeoutSeconds": 5}
@@ -51,21 +61,17 @@ class Namespace:
             {"name": "HF_ENDPOINT", "value": f"http://$(NODE_ADDRESS):{self.hub.port}"},
             {"name": "HF_HUB_DISABLE_TELEMETRY", "value": "1"},
         ]
-        model = {
-            "name": "tiny",
-            "repository": STOCK.split(":", maxsplit=1)[0],
-            "tag": STOCK.split(":")[1],
+        model = _MODEL | {
             "modelURL": self.model,
-            "replicaCount": 2,
             "requestCPU": 1,
             "requestMemory": "4Gi",
+            "requestGPU": 0,
             "vllmConfig": {"maxModelLen": 512},
-            "hf_token": {"secretName": "hub", "secretKey": "HF_TOKEN"},
         }
         values = {
             "servingEngineSpec": {
                 "modelSpec": [model],
-                "vllmApiKey": {"secretName": "hub", "secretKey": "VLLM_API_KEY"},
+                "vllmApiKey": {"secretName": "server", "secretKey": "VLLM_API_KEY"},
                 "startupProbe": QUICK,
                 "readinessProbe": QUICK,
                 "livenessProbe": QUICK,
@@ -77,7 +83,7 @@ class Namespace:
             values["extraVolumes"] = [{"name": "engine", "hostPath": {"path": "/engine"}}]
             mount = {"name": "engine", "mountPath": self.engine.top}
             values["extraVolumeMounts"] = [mount]
-        return values | {"extraEnv": env}
+        return _merged(QUICKSTART, values | {"extraEnv": env})
 
     @property
     def model(self):
@@ -87,9 +93,9 @@ class Namespace:
     def render(self, values=()):
         """Render the chart: its documents, which pods from now on are started with."""
         documents = rendering.chart(_merged(self.values, dict(values)))
-        secret = {"kind": "Secret", "metadata": {"name": "hub"}, "stringData": {}}
-        secret["stringData"] = {"HF_TOKEN": TOKEN, "VLLM_API_KEY": API_KEY}
-        self.adopt([*documents, secret])
+        hub, server = {_MODEL["hf_token"]["secretKey"]: TOKEN}, {"VLLM_API_KEY": API_KEY}
+        secrets = {_MODEL["hf_token"]["secretName"]: hub, "server": server}
+        self.adopt([*documents, *(secret(name, data) for name, data in secrets.items())])
         return documents
 
     def adopt(self, documents):
@@ -124,10 +130,27 @@ class Namespace:
         self.pods.append(pod)
         return pod
 
+    def two_at_once(self):
+        """Start two pods; the engine that one of them runs is done when the other waits for it."""
+        gate = self.top / "node" / "engine" / "gate"
+        spec = with_env(self.spec(), "warmer", FAKE_ENGINE=f"gate={self.engine.top}/gate")
+        pods = [self.pod(spec) for _ in range(2)]
+        waits = lambda _: any('"event": "waiting"' in pod.log("warmer") for pod in pods)  # noqa: E731
+        for pod in pods:
+            pod.wait_running("warmer")
+        pods[0].wait(waits, what="one that waits")
+        gate.touch()
+        return pods
+
     def staged(self):
         """What lies in staging."""
         top = self.volume / "v1" / "staging"
         return sorted(os.listdir(top)) if top.is_dir() else []
+
+
+def secret(name, data):
+    """Make a Secret of words."""
+    return {"kind": "Secret", "metadata": {"name": name}, "stringData": data}
 
 
 def with_env(spec, container, **env):

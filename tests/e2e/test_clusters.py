@@ -1,6 +1,9 @@
 """What only a cluster has: leases by a service account, native sidecars, manifests of others."""
 
 import json
+import re
+import subprocess
+import sys
 import urllib.error
 
 import namespaces
@@ -25,8 +28,7 @@ def test_two_pods_agree_by_leases_with_the_rights_of_the_charts_role_and_no_othe
     with LeaseServer(host="0.0.0.0", known_as=NODES, **how) as server:
         space.account, space.api = space.top / "account", server.port
         server.in_cluster(space.account)
-        spec = namespaces.with_env(space.spec(), "warmer", FAKE_ENGINE="slow=2")
-        pods = [space.pod(spec) for _ in range(2)]
+        pods = space.two_at_once()
         notes = [pod.wait_ready().wait_ended("warmer").note for pod in pods]
         assert sorted(note["built"] for note in notes) == [False, True]
         assert max(note["waited_seconds"] for note in notes) > 0
@@ -55,6 +57,9 @@ def test_what_the_first_pods_server_builds_its_sidecar_publishes_for_the_second(
         "ok\n",
         True,
     )
+    filled = 'warmer_fill_bytes_total{kind="weights",source="hf"}'
+    assert filled in _page(first, spec, "/metrics"), "what the init container did is seen here"
+    assert namespaces.TOKEN not in json.dumps(first.inspect("warmer-sidecar"))
     alive = ("liveness", 0)
     first.wait(lambda pod: alive in {probe[:2] for probe in pod.status["warmer-sidecar"].probes})
     first.terminate(grace=5)
@@ -79,8 +84,34 @@ def _page(pod, spec, path):
         return ""
 
 
-@pytest.mark.skipif(rendering.kustomize() is None, reason="overlays are built by kubectl")
-@pytest.mark.parametrize("overlay", ["rwx", "harvest", "bucket"])
+SIGNED = ("bucket", "node-local")
+"""What passes through a bucket, which others may write into."""
+
+
+def _keys(top):
+    """The Secret and the ConfigMap that an overlay which signs tells how to make."""
+    words = [sys.executable, "-m", "warmer", "keygen", "warmer"]
+    subprocess.run(words, cwd=top, check=True, capture_output=True)
+    trusted = {"keys.pub": (top / "warmer.pub").read_text()}
+    yield namespaces.secret("warmer-signing", {"key": (top / "warmer").read_text()})
+    yield {"kind": "ConfigMap", "metadata": {"name": "warmer-trusted"}, "data": trusted}
+
+
+def _made_as_it_says(node, spec):
+    """Make a node's directory with the command that its overlay shows; return it."""
+    page = (rendering.OVERLAYS / "node-local" / "kustomization.yaml").read_text()
+    mode, path = re.search(r"install -d -m (\d+) -g 0 (\S+)", page).groups()
+    (models,) = (v["hostPath"] for v in spec["volumes"] if v["name"] == "models")
+    assert (models["path"], models["type"]) == (path, "Directory")
+    here = node / path.lstrip("/")
+    here.parent.mkdir(parents=True)
+    for each in (here.parent, here.parent.parent):
+        each.chmod(0o755)
+    subprocess.run(["install", "-d", "-m", mode, "-g", "0", here], check=True)
+    return here
+
+
+@pytest.mark.parametrize("overlay", ["rwx", "harvest", "bucket", "node-local"])
 def test_a_pod_of_an_overlay_fills_and_serves(space, overlay):
     documents = rendering.overlay(rendering.OVERLAYS / overlay)
     for document in documents:
@@ -95,11 +126,18 @@ def test_a_pod_of_an_overlay_fills_and_serves(space, overlay):
         container["volumeMounts"].append(mount)
         container["env"] += space.values["extraEnv"]
         container["resources"]["limits"]["memory"] = "4Gi"
-    secret = {"kind": "Secret", "metadata": {"name": "hf-token-secret"}}
-    secret["stringData"] = {"HF_TOKEN": namespaces.TOKEN}
-    space.adopt([*documents, secret])
+    token = namespaces.secret("hf-token-secret", {"HF_TOKEN": namespaces.TOKEN})
+    space.adopt([*documents, token, *_keys(space.top)])
+    volume = space.objects.claim("models")
+    if overlay == "node-local":
+        volume = _made_as_it_says(space.top / "node", spec)
     pod = space.pod(spec).wait_ready()
     assert pod.wait_ended("warmer").note["warm"] is (overlay != "harvest")
+    if overlay == "bucket":
+        volume = space.top / "pods" / pod.name / "models"
+    if overlay != "harvest":
+        (text,) = [path.read_text() for path in volume.glob("v1/pieces/compile/*/*/seal.json")]
+        assert bool(json.loads(text).get("signatures")) is (overlay in SIGNED)
     if overlay == "harvest":
         pod.wait(lambda pod: _page(pod, spec, "/livez") == "ok\n", what="the sidecar")
     assert json.loads(pod.get("/v1/models")[1])["data"]

@@ -1,6 +1,7 @@
 """The image by itself, as `docker run` would have it."""
 
 import json
+import re
 import signal
 import threading
 import time
@@ -45,6 +46,16 @@ def test_it_runs_as_no_root_and_begins_with_a_prefill(image):
 def test_each_entrypoint_is_its_verb(image, verb, code, says):
     done = run(image, entrypoint=[f"/opt/warmer/entrypoints/{verb}"], check=False)
     assert (done.returncode, says in done.stdout + done.stderr) == (code, True)
+
+
+def test_it_reports_on_a_log_that_comes_through_a_pipe_as_the_quickstart_has_it(image):
+    page = (images.TOP / "docs" / "quickstart.md").read_text()
+    words = re.search(r"docker run (.*?) --entrypoint warmer (\S+) (.*)", page).groups()
+    log = (images.TOP / "tests" / "report" / "logs" / "cold-0.28.log").read_text()
+    how = {"input": log, "capture_output": True, "text": True}
+    entry = ["--pull=never", "--network", "none", "--entrypoint", "warmer"]
+    done = podman("run", *words[0].split(), *entry, image, *words[2].split(), **how)
+    assert "Python imports" in done.stdout
 
 
 def test_a_user_without_a_home_gets_one_that_can_be_written(image):

@@ -1,6 +1,7 @@
 """Pods of the chart, each in containers of its own, on one volume; the engine is a fake."""
 
 import json
+import re
 import signal
 
 import namespaces
@@ -19,18 +20,16 @@ def space(node):
 @pytest.fixture(scope="module")
 def two(space):
     """Two pods that started at once on an empty volume, and are ready."""
-    spec = namespaces.with_env(space.spec(), "warmer", FAKE_ENGINE="slow=2")
-    pods = [space.pod(spec) for _ in range(2)]
-    return [pod.wait_ready() for pod in pods]
+    return [pod.wait_ready() for pod in space.two_at_once()]
 
 
 @pytest.fixture
 def empty(space, two):
     """The same namespace with a claim that nobody has filled."""
-    number = len(space.pods)
+    number, kept = len(space.pods), space.values["persistence"]
     space.values["persistence"] = {"existingClaim": f"claim-{number}"}
     yield space
-    del space.values["persistence"]
+    space.values["persistence"] = kept
     for pod in space.pods[number:]:
         pod.remove()
 
@@ -115,9 +114,23 @@ def test_each_secret_is_known_to_the_container_that_needs_it_and_to_no_other(spa
                 assert namespaces.TOKEN.encode() not in path.read_bytes(), path
 
 
-def test_a_server_that_is_told_to_stop_ends_within_its_grace(space, two):
+def test_a_third_pod_is_warm_as_the_quickstart_shows_it_and_answers_what_it_asks(space, two):
+    (shown,) = re.findall(r"```json\n(.*?)```", namespaces.PAGE, re.DOTALL)
+    shown = json.loads(shown)
     spec = space.spec()
     pod = space.pod(spec).wait_ready()
+    note = pod.wait_ended("warmer").note
+    assert list(note) == list(shown)
+    assert note["restored_bytes"].keys() == shown["restored_bytes"].keys()
+    measured = dict.fromkeys(("restored_bytes", "seconds"))
+    assert note | measured == shown | measured
+    path, asked = re.search(
+        r"localhost:8000(\S+) .*?-d '(.*?)'", namespaces.PAGE, re.DOTALL
+    ).groups()
+    model = json.loads(pod.get("/v1/models")[1])["data"][0]["id"]
+    status, answer = pod.get(path, data=json.loads(asked) | {"model": model})
+    assert (status, bool(json.loads(answer)["choices"])) == (200, True)
+    # and one that is told to stop ends within its grace
     assert pod.terminate() < spec["terminationGracePeriodSeconds"] / 2
     assert pod.status["vllm"].runs[0].code in (0, 143)
 

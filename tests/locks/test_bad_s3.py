@@ -1,12 +1,18 @@
 """Buckets that cannot keep a lock: which error, what to do about it, and no secret in it."""
 
+import http.server
+import json
 import os
 import sys
+import threading
+import urllib.parse
+from contextlib import contextmanager
 
 import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+import owner
 import runs
 import s3
 from proxy import Proxy
@@ -168,6 +174,63 @@ def test_a_role_whose_token_is_not_there_is_denied(refused, bucket, use, tmp_pat
     role = {"AWS_ROLE_ARN": s3.ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "none")}
     use(environment | role)
     assert refused(objects(bucket)).reason == "lock-denied"
+
+
+@contextmanager
+def identity(session):
+    """A service that gives credentials for a pod's token: AWS's STS, and the agent of EKS Pod Identity."""
+    given = {"AccessKeyId": session.access_key, "SecretAccessKey": session.secret_key}
+    until = {"Expiration": "2999-01-01T00:00:00Z"}
+    seen = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):  # AssumeRoleWithWebIdentity
+            asked = urllib.parse.parse_qs(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.append(asked[b"WebIdentityToken"][0].decode())
+            inner = given | until | {"SessionToken": session.token}
+            fields = "".join(f"<{name}>{value}</{name}>" for name, value in inner.items())
+            action = "AssumeRoleWithWebIdentity"
+            result = f"<{action}Result><Credentials>{fields}</Credentials></{action}Result>"
+            self.answer(f"<{action}Response>{result}</{action}Response>")
+
+        def do_GET(self):  # the agent's credentials
+            seen.append(self.headers["Authorization"])
+            self.answer(json.dumps(given | until | {"Token": session.token}))
+
+        def answer(self, text):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", seen
+        server.shutdown()
+
+
+@pytest.mark.parametrize("way", ["IRSA", "Pod Identity"])
+def test_a_pods_token_is_all_that_a_role_needs(bucket, use, tmp_path, way):
+    (tmp_path / "token").write_text("the-pods-token")
+    environment = s3.seaweed().environment()
+    del environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"]
+    with identity(s3.seaweed().session()) as (url, seen):
+        role = {
+            "IRSA": {
+                "AWS_ROLE_ARN": s3.ROLE,
+                "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"),
+                "AWS_ENDPOINT_URL_STS": url,
+            },
+            "Pod Identity": {
+                "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{url}/v1/credentials",
+                "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": str(tmp_path / "token"),
+            },
+        }[way]
+        use(environment | role)
+        owner.open_lock(objects(bucket), me="me", lease=30.0).try_acquire(owner.KEY).release()
+    assert seen == ["the-pods-token"]
 
 
 def test_a_password_in_the_endpoint_is_not_repeated(refused, bucket, use):

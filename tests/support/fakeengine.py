@@ -5,7 +5,7 @@ does not find in its caches, says so in the words of vLLM 0.32, and answers like
 compiles has other bytes for another version and for another GPU, under the same names.
 
 FAKE_ENGINE, a list with commas, says what goes wrong: `crash` (end with a traceback), `hang` (never
-answer, nor heed SIGTERM), `slow=SECONDS` (before it is ready), `leave-child` (first start a child
+answer, nor heed SIGTERM), `slow=SECONDS` (before it is ready), `gate=PATH` (not before that is there), `leave-child` (first start a child
 that heeds no SIGTERM: the EngineCore), `echo-env` (write the environment to $FAKE_ENGINE_ENV),
 `spoil` (first leave half files in the JIT caches, over what is there too), `die` (end at the first
 completion, half a file written), `poison` (leave a kernel that crashes every later start) or
@@ -182,6 +182,8 @@ def serve(argv: list[str]) -> None:
     say("[model.py:733] Resolved architecture: LlamaForCausalLM", process="APIServer")
     started = time.monotonic()
     time.sleep(float(modes.get("slow") or 0))
+    while "gate" in modes and not os.path.exists(modes["gate"]):
+        time.sleep(0.05)
     key = hashlib.sha256(json.dumps([model, *hashed]).encode()).hexdigest()
     target = _target(top)
     _compile(key, target, again="recompile" in modes)

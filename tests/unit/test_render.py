@@ -259,7 +259,7 @@ def test_a_python_that_does_not_work_never_denies_the_kernels(pod, status):
 def lever(pod, *names, **changed):
     """Hand kernels off with levers; the stub's own Python tells that `start.py` was given to it."""
     python = pod.top / "python"
-    python.write_text('#!/bin/sh\nexport STARTED="$1 $2"\nshift 2\nexec "$@"\n')
+    python.write_text('#!/bin/sh\nexport STARTED="$1 $3" RECORD="$2"\nshift 3\nexec "$@"\n')
     python.chmod(0o755)
     command = (f"{pod.bin}/vllm",)
     kernels(pod, levers=names, interpreter=str(python), command=command, **changed)
@@ -276,6 +276,7 @@ def test_every_shell_starts_without_levers_after_a_crash_and_says_so(tmp_path, s
     said, argv, seen = pod.serve("--port", "1", "it's", shell=shell)
     assert (said, argv[-1], seen[FORK]) == ("", "it's", "fork")
     assert seen["STARTED"] == f"{pod.warm.handoff}/start.py {pod.warm.notes}"
+    assert seen["RECORD"].rpartition("-")[0].startswith(f"--record={pod.warm.starts}/")
     unwatched(pod)
     said, argv, seen = pod.serve("--port", "1", "it's", shell=shell)
     assert said.startswith("warmer: a start crashed: now without fork and imports\nhint: ")

@@ -347,3 +347,74 @@ def test_who_changes_the_answer_does_not_change_the_next(engine, notes):
     path = command(engine, f"#!{engine.python}", text=text, name="changes")
     done = run(engine.python, START, str(notes()), path)
     assert done.stdout == "{'a': ['noted']}\n"
+
+
+# --- a start that somebody stops -------------------------------------------------------------------
+
+ASKED = """
+import os, signal, sys, time
+{before}
+open({begun!r}, "w").close()
+time.sleep(60)
+"""
+HANDLER = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))"
+
+
+@pytest.fixture
+def stopped(engine, tmp_path):
+    """Stop a command that is on its way; returns its exit status, and whether its record is left."""
+
+    def stop(
+        before="", *, sign=signal.SIGTERM, start=START, prefix=(), whom=lambda process: process
+    ):
+        record, begun = tmp_path / "record", tmp_path / "begun"
+        record.touch()
+        begun.unlink(missing_ok=True)
+        text = ASKED.format(before=before, begun=str(begun))
+        path = command(engine, f"#!{engine.python}", text=text, name="asked")
+        words = [*prefix, engine.python, start, f"--record={record}", "", path]
+        process = subprocess.Popen(words, env={"PATH": os.defpath}, stderr=subprocess.PIPE)
+        runs.eventually(lambda: begun.exists() or process.poll() is not None)
+        if process.poll() is None:
+            os.kill(whom(process.pid), sign)
+        process.communicate(timeout=20)
+        return process.returncode, record.exists()
+
+    return stop
+
+
+def test_a_start_that_is_stopped_has_no_record_and_ends_as_it_would_have(stopped):
+    assert stopped() == (-signal.SIGTERM, False)
+    assert stopped(HANDLER) == (5, False)
+
+
+def test_a_start_that_ends_by_itself_or_is_killed_keeps_its_record(stopped):
+    assert stopped("sys.exit(3)") == (3, True)
+    assert stopped(sign=signal.SIGKILL) == (-signal.SIGKILL, True)
+
+
+def test_a_stop_that_comes_late_counts(stopped, tmp_path):
+    start = tmp_path / "start.py"
+    text = Path(START).read_text()
+    assert "_SOON = 300.0\n" in text
+    start.write_text(text.replace("_SOON = 300.0\n", "_SOON = 0.0\n"))
+    assert stopped(HANDLER, start=str(start)) == (5, True)
+
+
+def test_what_a_server_stops_itself_takes_no_record_with_it(stopped):
+    """The engine's process, which is forked from the server's and inherits what it has installed."""
+    child = "r, w = os.pipe()\npid = os.fork()\nif not pid:\n    os.write(w, b'.')\n    time.sleep(60)\n"
+    child += "os.read(r, 1)\nos.kill(pid, signal.SIGTERM)\n"
+    child += "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
+    assert stopped(child) == (256 - signal.SIGTERM, True)
+    assert stopped(f"{HANDLER}\n{child}") == (5, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a PID namespace, as root alone may")
+def test_a_containers_first_process_heeds_a_stop_before_vllm_has_a_handler(stopped):
+    def first(outer):
+        (inner,) = Path(f"/proc/{outer}/task/{outer}/children").read_text().split()
+        return int(inner)
+
+    code, left = stopped(prefix=runs.PID_NAMESPACE, whom=first)
+    assert (code, left) == (128 + signal.SIGTERM, False)

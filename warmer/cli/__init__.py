@@ -56,7 +56,26 @@ class _Verbs(click.Group):
             formatter.write_dl([(verb, summary) for verb, (_, summary) in VERBS.items()])
 
 
-@click.command(cls=_Verbs, no_args_is_help=True)
+_EPILOG: Final = """\b
+Examples:
+  warmer plan --volume /models --model org/name -- --max-model-len 8192
+  warmer prefill --volume /models --model org/name -- --max-model-len 8192
+  warmer serve -- --port 8000
+\b
+Exit status, of every verb (`warmer VERB --help` says which it has):
+  0   done, warm
+  1   not warm
+  2   usage or configuration error
+  3   another owner is at work
+  4   the source or the lock's service failed
+  5   integrity
+  6   the volume or the warm dir failed
+  7   the engine run that builds kernels failed
+  70  a bug in warmer
+  130, 143  interrupted, terminated"""
+
+
+@click.command(cls=_Verbs, no_args_is_help=True, epilog=_EPILOG)
 @click.version_option(__version__, prog_name="warmer")
 def group() -> None:
     """Fill the caches that make vLLM start slowly, once per fleet, and hand them on.

@@ -7,10 +7,11 @@ library alone, Python 3.9 or newer, run as ``python3 -IS ready.py``.
 A start leaves a record, by rename, never half there. A process that stays behind keeps it locked and
 takes it away when the server answers ``/health``, or lives after an hour, and ends. A record that
 nobody locks is of a start that ended too early. A later start names it on the volume, where it may
-write there, so that other pods learn of it; a start that is ready acquits its kernels.
+write there, so that other pods learn of it; a start that is ready acquits its kernels. Printed is
+the record's path: `start.py` takes it away when somebody stops the server.
 
-Exit status: 9 start without the kernels; 8 with them, without the levers on trial (warmer/levers.py):
-a start crashed, or would not be counted; 0 with both. Whatever else Python ends with counts as 8.
+Exit status: 9 start without the kernels; 8 with them, without the levers on trial: a start crashed, or
+would not be counted; 0 with both. Whatever else Python ends with counts as 8.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 
 WITH, PLAIN, WITHOUT = 0, 8, 9
 _CRASHES = 2
-_PATIENCE = 3600.0  # seconds; what lives as long has at least not crashed at load
-_POLL, _ANSWER = 0.1, 5.0
+_PATIENCE, _POLL, _ANSWER = 3600.0, 0.1, 5.0  # s; what lives for an hour did not crash at load
 _HERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked from here
 _READY, _ENDED, _OLD = "ready", "ended", "old"
 
@@ -166,12 +166,12 @@ def main(words: Sequence[str]) -> int:
     """Decide for one start, and leave a process behind that watches it.
 
     Args:
-        words: where the records are; where the trees of starts without kernels are; where the
-            volume is told; the kernels' mark; the levers on trial, as people say them, or an
-            empty word; the kernels' names; ``--``; the words after `vllm`.
+        words: the server's process; where the records are; where the trees of starts without kernels
+            are; where the volume is told; the kernels' mark; the levers on trial, as people say
+            them, or nothing; the kernels' names; ``--``; the words after `vllm`.
     """
     at = words.index("--")
-    directory, trees, crashes, mark, levers, *pieces = words[:at]
+    parent, directory, trees, crashes, mark, levers, *pieces = words[:at]
     server = find(words[at + 1 :])
     starts = Starts(directory, mark)
     start = os.urandom(8).hex()
@@ -185,8 +185,8 @@ def main(words: Sequence[str]) -> int:
             return max(answer, PLAIN)
         record = starts.path("cold" if answer == WITHOUT else "warm", start)
         starts.begin(record, pieces)
-        parent = os.getppid()
-        process = _opened(parent)
+        process = _opened(int(parent))
+        print(record, flush=True)  # noqa: T201 - for `serve`
         if os.fork():
             return answer
     except OSError as exc:
@@ -275,7 +275,7 @@ def _touch(path: str) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
 
 
-def _watch(server: Server, parent: int, process: int | None) -> str:
+def _watch(server: Server, parent: int | str, process: int | None) -> str:
     """Wait until the server is ready, has ended, or has lived for long."""
     import select  # noqa: PLC0415 - as socket
     import time  # noqa: PLC0415 - as socket

@@ -68,8 +68,9 @@ fi
 _WATCH: Final = """\
 # Kernels that crashed the engine at load twice are not given to a third start.
 cold=0
+record=
 if command -v python3 >/dev/null 2>&1; then
-    python3 -IS {ready} {words} -- "$@" 9<&- || cold=$?
+    record=$(python3 -IS {ready} $$ {words} -- "$@" 9<&-) || cold=$?
 else
     cold=8
     echo 'warmer: no python3 here: starts that crash are not counted' >&2
@@ -98,7 +99,7 @@ _FORK: Final = """\
 """
 _START: Final = """\
     if [ -x {interpreter} ] && command -v {program} >/dev/null 2>&1; then
-        exec {interpreter} {start} {notes} {command} "$@"
+        exec {interpreter} {start} --record="$record" {notes} {command} "$@"
     fi
 """
 

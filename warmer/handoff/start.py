@@ -1,6 +1,6 @@
 """Become vLLM's command, with its imports made cheaper; run by the Python that vLLM runs on.
 
-    python start.py <notes, or nothing> <command> [arguments]
+    python start.py [--record=FILE] <notes, or nothing> <command> [arguments]
     python start.py --notes
 
 Most of a warm start is Python importing vLLM. Three things of that are avoidable. The garbage
@@ -10,6 +10,10 @@ transformers asks which packages are installed, for which Python reads the metad
 reads the source of each of its models to know what they define. The notes hold both answers of the
 build run, and are used where the same distributions are installed, and the models' files are as
 many and as long; ``--notes`` prints them.
+
+A start that somebody stops, a node that is drained, has not crashed. Only the process itself hears
+of it: at SIGTERM the record of the start (`ready.py`) goes, and then the command is told. Not after
+`_SOON`, when it may be a startup probe that gives up on kernels which hang the engine.
 
 One file, the standard library alone, Python 3.9 or newer. Whatever fails here is left to the command:
 one that does not begin with this very Python, a wrapper say, is run as it is. What differs from Python
@@ -25,7 +29,9 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import sys
+import time
 from importlib.machinery import PathFinder, SourceFileLoader
 from types import ModuleType
 
@@ -33,6 +39,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from importlib.machinery import ModuleSpec
+    from types import FrameType
     from typing import Any
 
 # What `vllm serve` imports before it looks at its arguments, in its order.
@@ -41,6 +48,8 @@ _IMPORTS = (
     "vllm.entrypoints.cli.serve",
     "vllm.entrypoints.openai.api_server",
 )
+_SOON = 300.0
+"""Seconds; startup probes that let a first compile pass wait longer."""
 
 
 def installed(path: Sequence[str]) -> dict[str, list[str]]:
@@ -150,6 +159,45 @@ def unpacked(rows: Sequence[Any]) -> dict[Any, Any]:
     return found
 
 
+def heed(record: str) -> None:
+    """Have SIGTERM take the record of this start away, whatever handler the command installs.
+
+    Until it installs one, the process ends as without any: also as a container's first process,
+    which a signal does not end by itself.
+    """
+    mine, began, install = os.getpid(), time.monotonic(), signal.signal
+
+    def forget() -> None:
+        if os.getpid() == mine and time.monotonic() - began < _SOON:
+            with contextlib.suppress(OSError):
+                os.unlink(record)
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        forget()
+        install(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        os._exit(128 + number)
+
+    def noted(number: int, handler: Any) -> Any:
+        if number != signal.SIGTERM or not callable(handler):
+            return install(number, handler)
+
+        def note(signum: int, frame: FrameType | None) -> None:
+            forget()
+            handler(signum, frame)
+
+        return install(number, note)
+
+    def in_child() -> None:
+        if signal.getsignal(signal.SIGTERM) is end:
+            install(signal.SIGTERM, signal.SIG_DFL)
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        install(signal.SIGTERM, end)
+        os.register_at_fork(after_in_child=in_child)
+    signal.signal = noted  # type: ignore[assignment]  # its own names what handlers there are
+
+
 def begins_with(script: str, python: str) -> bool:
     """Whether a script is run by `python` and without options: as installers write it.
 
@@ -164,7 +212,7 @@ def begins_with(script: str, python: str) -> bool:
     return first == f"#!{python}" or (first == "#!/bin/sh" and second in forms)
 
 
-def main(notes: str, command: Sequence[str]) -> None:
+def main(notes: str, command: Sequence[str], record: str = "") -> None:
     """Import, then run the command as Python itself would have."""
     module = command[2] if command[1:2] == ["-m"] else ""
     if not (module or begins_with(command[0], sys.executable)):
@@ -175,6 +223,8 @@ def main(notes: str, command: Sequence[str]) -> None:
     if not getattr(sys.flags, "safe_path", False):
         script = os.path.realpath(command[0])
         sys.path[0] = os.getcwd() if module else os.path.dirname(script)
+    if record:
+        heed(record)
     collects = gc.isenabled()
     gc.disable()
     with contextlib.suppress(Exception):
@@ -220,4 +270,6 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--notes"]:
         print(json.dumps(take()))  # noqa: T201 - the answer
     else:
-        main(sys.argv[1], sys.argv[2:])
+        given = sys.argv[1:]
+        of = given.pop(0).partition("=")[2] if given[0].startswith("--record=") else ""
+        main(given[0], given[1:], of)

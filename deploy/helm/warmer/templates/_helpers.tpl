@@ -249,8 +249,24 @@ runtimeClassName: {{ . }}
 {{- end }}
 {{- end }}
 
-{{- /* A Job's spec that fills the volume for one model. */}}
+{{- /* What tells a model's Jobs apart: one for each kind of GPU, where kinds are named. */}}
+{{- define "warmer.jobName" -}}
+{{- if .arch.name }}{{ printf "%s-%s" .model.name .arch.name | trunc 18 | trimSuffix "-" }}-{{ printf "%s/%s" .model.name .arch.name | sha256sum | trunc 8 }}
+{{- else }}{{ .model.name }}{{ end }}
+{{- end }}
+
+{{- /* A Job's spec that fills the volume for one model: once, or on each node's own disk. */}}
 {{- define "warmer.jobSpec" -}}
+{{- $values := deepCopy .root.Values }}
+{{- with .arch.nodeSelector }}{{ $_ := set $values "nodeSelector" (merge (deepCopy .) $values.nodeSelector) }}{{ end }}
+{{- if .root.Values.job.nodes }}
+{{- $labels := dict "app.kubernetes.io/instance" .root.Release.Name "app.kubernetes.io/component" "prefill" "prefill" (include "warmer.jobName" .) }}
+{{- $apart := dict "labelSelector" (dict "matchLabels" $labels) "topologyKey" "kubernetes.io/hostname" }}
+{{- $_ := set $values "affinity" (merge (dict "podAntiAffinity" (dict "requiredDuringSchedulingIgnoredDuringExecution" (list $apart))) $values.affinity) }}
+completionMode: Indexed          # one pod on each of so many nodes, all at once
+completions: {{ .root.Values.job.nodes }}
+parallelism: {{ .root.Values.job.nodes }}
+{{- end }}
 backoffLimit: {{ .root.Values.job.backoffLimit }}
 activeDeadlineSeconds: {{ .root.Values.job.activeDeadlineSeconds }}
 ttlSecondsAfterFinished: {{ .root.Values.job.ttlSecondsAfterFinished }}
@@ -265,9 +281,10 @@ template:
     labels:
       {{- include "warmer.labels" .root | nindent 6 }}
       app.kubernetes.io/component: prefill
+      prefill: {{ include "warmer.jobName" . }}
   spec:
     restartPolicy: Never
-    {{- include "warmer.placing" .root | nindent 4 }}
+    {{- include "warmer.placing" (dict "Values" $values "Release" .root.Release "Chart" .root.Chart) | nindent 4 }}
     containers:
       - {{- include "warmer.prefill" . | nindent 8 }}
     volumes:
