@@ -15,7 +15,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from warmer import regular
+from warmer import ranks, regular
 from warmer.errors import IntegrityError, using
 from warmer.fill import archive, members
 from warmer.layout import MANIFEST
@@ -23,6 +23,8 @@ from warmer.observe import inventory
 from warmer.seal import ForeignSealError, Seal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from warmer.layout import Volume, WarmDir
     from warmer.model import Key, Kind
     from warmer.trust import Trust
@@ -168,7 +170,8 @@ def restore(
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    record(warm, key, generation, seal_sha256)
+    ranked = ranks.ranked(manifest.members) if key.kind == "compile" else ()
+    record(warm, key, generation, seal_sha256, ranked=ranked)
     return manifest
 
 
@@ -206,8 +209,12 @@ def sweep(warm: WarmDir) -> None:
                 shutil.rmtree(entry.path, ignore_errors=True)
 
 
-def record(warm: WarmDir, key: Key, generation: int, seal_sha256: str) -> None:
+def record(
+    warm: WarmDir, key: Key, generation: int, seal_sha256: str, *, ranked: Sequence[str] = ()
+) -> None:
     """Record that the kind's tree is what this generation holds, as long as this node is up.
+
+    What belongs to one rank alone is named (`ranked`), so that it can be seen to be there.
 
     The tree is not flushed: a power cut may take it and leave the record. So the record names
     the boot it was written in, and counts in no other.
@@ -217,6 +224,7 @@ def record(warm: WarmDir, key: Key, generation: int, seal_sha256: str) -> None:
         "generation": generation,
         "seal_sha256": seal_sha256,
         "boot": inventory.boot(),
+        "ranks": list(ranked),
     }
     path = warm.restored(key.kind)
     with using("the warm dir"):
