@@ -188,7 +188,11 @@ def serve(argv: list[str]) -> None:
     time.sleep(float(modes.get("slow") or 0))
     key = hashlib.sha256(json.dumps([model, *hashed]).encode()).hexdigest()
     target = _target(top)
-    size = int(hashed[hashed.index("--tensor-parallel-size") + 1]) if "--tensor-parallel-size" in hashed else 1
+    size = (
+        int(hashed[hashed.index("--tensor-parallel-size") + 1])
+        if "--tensor-parallel-size" in hashed
+        else 1
+    )
     _compile(key, target, size, modes)
     _tune(key, size, modes)
     if "p2p" in modes:

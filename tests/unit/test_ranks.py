@@ -82,7 +82,9 @@ def test_the_ranks_that_a_tree_lacks_are_found(paths, ours, lacking):
 def test_the_graphs_of_an_older_vllm_are_of_ranks_too_and_its_notes_of_a_graph_are_not():
     graph = f"{TOP}/0123456789/rank_0_0/backbone/artifact_compile_range_1_2048_subgraph_0"
     assert ranks.lacking([graph], World(2)) == (Rank(0, 1),)
-    assert ranks.lacking([graph, f"{TOP}/0123456789/rank_1_0/backbone/computation_graph.py"], World(2))
+    assert ranks.lacking(
+        [graph, f"{TOP}/0123456789/rank_1_0/backbone/computation_graph.py"], World(2)
+    )
     assert not ranks.lacking([f"{TOP}/0123456789/rank_0_0/backbone/computation_graph.py"], World(2))
     assert ranks.ranked([graph, function(1), "triton/b/c.cubin"]) == sorted([graph, function(1)])
 
