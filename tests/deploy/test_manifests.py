@@ -407,7 +407,10 @@ def test_each_rank_has_a_gpu_where_kernels_are_built_and_where_they_are_served(
         for kind in ("requests", "limits"):
             assert container["resources"][kind].get("nvidia.com/gpu") == gpus
     words = next(c["args"] for c in found if c["name"] == "warmer")
-    for key, flag in (("tensor", "--tensor-parallel-size"), ("pipeline", "--pipeline-parallel-size")):
+    for key, flag in (
+        ("tensor", "--tensor-parallel-size"),
+        ("pipeline", "--pipeline-parallel-size"),
+    ):
         if size := config.get(f"{key}ParallelSize"):
             assert words[words.index(flag) + 1] == str(size)
 

@@ -216,12 +216,13 @@ def spread(work: Iterator[tuple[str, int]], threads: int, lives: Callable[[], bo
             one.join()
 
 
-def main(server: str, limit: str, notes: str, tree: str, model: str, stages: str = "1") -> None:
+def main(server: str, limit: str, *places: str) -> None:
     """Read all of it: first what imports read, at once; then the shards, which must not delay them."""
+    notes, tree, model, *stages = places
     lives = living(int(server))
     budget = Budget(room() if limit == "auto" else min(int(limit), room()))
     spread(blocks(imported(notes, tree), budget), _THREADS, lives)
-    spread(blocks(shards(model, int(stages)), budget), _SHARDS, lives)
+    spread(blocks(shards(model, *map(int, stages)), budget), _SHARDS, lives)
 
 
 if __name__ == "__main__":

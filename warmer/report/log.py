@@ -31,7 +31,15 @@ _ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1
 _SUPERVISOR: Final = re.compile(r"\[\+(\d{1,9}(?:\.\d+)?)\] ?")
 
 _SETTLED: Final = frozenset({"loaded", "compiled", "compiled_and_run"})
-_OF_A_RANK: Final = ("distributed", "download", "weights", "dynamo", "compile", "jit", "warmup")
+_OF_A_RANK: Final[tuple[str, ...]] = (
+    "distributed",
+    "download",
+    "weights",
+    "dynamo",
+    "compile",
+    "jit",
+    "warmup",
+)
 """Phases that a rank's own lines tell of."""
 
 

@@ -43,7 +43,7 @@ _CONNECTING: Final = ("Init device",)
 _HOLDING: Final = ("AsyncMPClient init", "Initialize model", "API server setup")
 """Told by the spans around them."""
 
-_OF_A_RANK: Final = (
+_OF_A_RANK: Final[tuple[str, ...]] = (
     *("distributed", "download", "weights", "dynamo", "compile"),
     *("jit", "warmup", "graph_capture"),
 )
