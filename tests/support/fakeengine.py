@@ -291,7 +291,7 @@ def _compile_rank(
 def _tune(key: str, size: int, modes: dict[str, str]) -> None:
     """On a GPU: have each rank keep its tuning, unless it has it."""
     if top := os.environ.get("VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"):
-        for rank in range(size):
+        for rank in range(size) if size > 1 else ():
             path = os.path.join(top, key, f"autotune_configs_dp0_rank{rank}.json")
             if not os.path.exists(path) and modes.get("unsaved") != str(rank):
                 os.makedirs(os.path.dirname(path), exist_ok=True)

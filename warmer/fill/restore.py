@@ -23,7 +23,7 @@ from warmer.observe import inventory
 from warmer.seal import ForeignSealError, Seal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from warmer.layout import Volume, WarmDir
     from warmer.model import Key, Kind
@@ -170,8 +170,7 @@ def restore(
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    ranked = ranks.ranked(manifest.members) if key.kind == "compile" else ()
-    record(warm, key, generation, seal_sha256, ranked=ranked)
+    record(warm, key, generation, seal_sha256, holds=manifest.members)
     return manifest
 
 
@@ -210,21 +209,22 @@ def sweep(warm: WarmDir) -> None:
 
 
 def record(
-    warm: WarmDir, key: Key, generation: int, seal_sha256: str, *, ranked: Sequence[str] = ()
+    warm: WarmDir, key: Key, generation: int, seal_sha256: str, *, holds: Iterable[str] = ()
 ) -> None:
     """Record that the kind's tree is what this generation holds, as long as this node is up.
 
-    What belongs to one rank alone is named (`ranked`), so that it can be seen to be there.
+    Of several ranks, what belongs to one alone is named, so that it can be seen to be there.
 
     The tree is not flushed: a power cut may take it and leave the record. So the record names
     the boot it was written in, and counts in no other.
     """
+    several = key.kind == "compile" and ranks.world(key.factors).several
     entry = {
         "key": key.digest,
         "generation": generation,
         "seal_sha256": seal_sha256,
         "boot": inventory.boot(),
-        "ranks": list(ranked),
+        "ranks": ranks.ranked(holds) if several else [],
     }
     path = warm.restored(key.kind)
     with using("the warm dir"):

@@ -240,8 +240,8 @@ def publish_tree(
     with contextlib.suppress(regular.OddFileError):  # swapped already: the next look says it
         with using("the volume"):
             data = regular.read(path, most=LONGEST)
-        ranked = ranks.ranked(manifest.members) if key.kind == "compile" else ()
-        restore.record(warm, key, number, hashlib.sha256(data).hexdigest(), ranked=ranked)
+        digest = hashlib.sha256(data).hexdigest()
+        restore.record(warm, key, number, digest, holds=manifest.members)
     _log.info(
         "published",
         kind=key.kind,

@@ -26,17 +26,22 @@ _LONGEST: Final = 64 << 20
 
 def judge(volume: Volume, warm: WarmDir, key: Key, held: Held) -> Held:
     """Judge a sealed compile generation anew: partial, or not restored, where a rank's code is gone."""
-    world = ranks.world(key.factors)
-    if not world.several:
+    if not ranks.world(key.factors).several:
         return held
     if held.restored:
         gone = {rank for path in _gone(warm, key) if (rank := ranks.owner(path))}
         return dataclasses.replace(held, restored=not gone, lacking=ranks.named(gone))
-    directory = volume.generation(key.kind, key.digest, held.generation)
-    if missing := ranks.lacking(_members(directory), world):
-        reason = f"generation {held.generation} lacks the compiled code of {ranks.named(missing)}"
+    if missing := lacking(volume.generation(key.kind, key.digest, held.generation), key):
+        reason = f"generation {held.generation} lacks the compiled code of {missing}"
         return dataclasses.replace(held, verdict="partial", reason=reason)
     return held
+
+
+def lacking(directory: str, key: Key) -> str:
+    """Name the ranks whose compiled code a generation or a staging lacks; empty for other kinds."""
+    if key.kind != "compile":
+        return ""
+    return ranks.named(ranks.lacking(_members(directory), ranks.world(key.factors)))
 
 
 def _gone(warm: WarmDir, key: Key) -> Iterator[str]:
