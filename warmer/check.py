@@ -85,8 +85,7 @@ def check(warm_dir: str, deep: bool) -> tuple[list[dict[str, Any]], int]:  # noq
     path = os.path.join(warm_dir, "handoff", "handoff.json")
     try:
         handoff = _load(path)
-        pieces = _known(handoff, path)
-        rows = [_row(piece, handoff, deep) for piece in pieces]
+        rows = [_row(piece, handoff, deep) for piece in _known(handoff, path)]
     except _ProblemError as problem:
         if problem.verdict == "absent":
             return _unfinished(warm_dir, problem)
@@ -154,7 +153,8 @@ def _restored(piece: Mapping[str, Any]) -> None:
     record = _load(piece["restored"])
     if any(record.get(name) != piece[name] for name in ("key", "generation", "seal_sha256")):
         raise _ProblemError(NOT_WARM, "stale", "another generation is unpacked in the warm dir")
-    _ask(os.stat, piece["restored"][: -len(".restored.json")])
+    for path in ("", *record.get("ranks", ())):  # each rank of an engine has code of its own
+        _ask(os.stat, os.path.join(piece["restored"][: -len(".restored.json")], path))
 
 
 def _linked(link: str, target: str) -> None:

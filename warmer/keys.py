@@ -10,24 +10,19 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
-from warmer import argv, families, freedoms
+from warmer import families, freedoms, ranks
 from warmer.model import Difference, Key, Nearest, canonical
 from warmer.selection import ENGINE, Selection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from warmer import argv
     from warmer.machine import Accelerator, Stack
     from warmer.model import Kind, ModelRef
 
 _ARCHITECTURES: Final = ("FLASHINFER_CUDA_ARCH_LIST", "TORCH_CUDA_ARCH_LIST")
 """Variables that decide for which architectures a JIT builds."""
-
-_PARALLEL: Final = {
-    "parallel.tp": "--tensor-parallel-size",
-    "parallel.pp": "--pipeline-parallel-size",
-    "parallel.dp": "--data-parallel-size",
-}
 
 
 def weights_key(model: ModelRef, selection: Selection = ENGINE) -> Key:
@@ -55,6 +50,7 @@ def compile_key(
     accelerator: Accelerator,
     image: str | None,
     warm_dir: str,
+    configured: Mapping[str, str] | None = None,
 ) -> Key:
     """Key of the artifacts compiled for one model, command line and stack.
 
@@ -69,15 +65,15 @@ def compile_key(
         accelerator: what the kernels run on.
         image: the container image's digest, if known.
         warm_dir: where the caches are; build files hold the path.
+        configured: flag → value, as the files named by ``--config`` set them.
     """
     vllm = freedoms.version(stack.vllm)
     factors: dict[str, Any] = {"model.key": weights.digest, "model.path": model_path}
     factors |= _stack(stack, accelerator, image, warm_dir)
     factors["package.triton"] = stack.packages.get("triton")
-    for name, flag in _PARALLEL.items():
-        factors[name] = argv.integer(flags, flag, 1)
+    factors |= ranks.sizes(flags, configured or {})
     for flag, occurrences in flags.items():
-        if not freedoms.free_flag(flag, vllm) and flag not in _PARALLEL.values():
+        if not freedoms.free_flag(flag, vllm) and flag not in ranks.SIZES.values():
             factors[f"argv.{flag}"] = occurrences
     for path, digest in config_digests.items():
         factors[f"file.{path}"] = digest

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from warmer import families
+from warmer import families, ranks
 from warmer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,12 +19,6 @@ if TYPE_CHECKING:
 
 _FORK: Final = "VLLM_WORKER_MULTIPROC_METHOD"
 _WORDS: Final = {True: "on", False: "off"}
-_PARALLEL: Final = (
-    "--data-parallel-size",
-    "--nnodes",
-    "--pipeline-parallel-size",
-    "--tensor-parallel-size",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,24 +129,25 @@ def decide(
         configured: flags that a YAML file of vLLM's own sets.
     """
     states = {name: State(on=True) for name in NAMES}
-    states["fork"] = _fork(accelerator, flags, inherited, configured)
+    spread = ranks.several(flags, configured)
+    states["fork"] = _fork(accelerator, inherited, spread)
+    if spread:
+        # vLLM decides for each rank by itself whether to measure (v1/worker/gpu_worker.py,
+        # determine_available_memory): one that does captures graphs and waits for the others in
+        # their collectives, and those that do not have gone on.
+        why = f"{spread}: where one rank measures and another does not, they wait for each other"
+        states["startup-plan"] = State(on=False, why=why)
     states |= {name: State(on, f"--lever {name}={_WORDS[on]}") for name, on in chosen.items()}
     if read_ahead == 0:
         states["read-ahead"] = State(on=False, why="--read-ahead off")
     return states
 
 
-def _fork(
-    accelerator: str,
-    flags: argv.Flags,
-    inherited: Mapping[str, str],
-    configured: Container[str],
-) -> State:
+def _fork(accelerator: str, inherited: Mapping[str, str], spread: str) -> State:
     if _FORK in inherited:
         return State(on=False, why=f"{_FORK} is set")
     if accelerator != "gpu":
         return State(on=False, why="measured with a GPU alone: OpenMP's threads do not survive it")
-    for flag in _PARALLEL:
-        if flag in configured or any(words != ["1"] for words in flags.get(flag, ())):
-            return State(on=False, why=f"{flag}: measured with one rank alone")
+    if spread:
+        return State(on=False, why=f"{spread}: measured with one rank alone")
     return State(on=True)

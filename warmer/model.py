@@ -141,6 +141,7 @@ class Held:
         restored: for kernels, whether the warm dir holds this generation's tree.
         crashed: it crashed the engine at load twice: it is not to be used, nor built upon.
         source: where its bytes came from, as its seal says.
+        lacking: whose compiled code the warm dir has lost since it was restored.
     """
 
     verdict: Verdict
@@ -152,6 +153,7 @@ class Held:
     restored: bool = False
     crashed: bool = False
     source: str = ""
+    lacking: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,8 @@ def patience(
 
 
 def _restore(key: Key, have: Held) -> Step:
-    reason = f"generation {have.generation} is sealed, but not unpacked in the warm dir"
+    where = f"the warm dir lacks {have.lacking}" if have.lacking else "not unpacked in the warm dir"
+    reason = f"generation {have.generation} is sealed, but {where}"
     return Step(key.kind, "restore", key, have.verdict, reason, size=have.size)
 
 

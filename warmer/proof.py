@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -23,9 +23,10 @@ from warmer.fill import crashes, engine, members, progress, restore
 from warmer.handoff import write
 from warmer.model import KERNEL_KINDS
 from warmer.report import log
+from warmer.report.ranks import without_a_hit
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     from warmer.machine import Stack
     from warmer.model import Kind
@@ -51,6 +52,7 @@ class Proof:
         ready: seconds from start to the first 200 of ``/health``.
         cache: what vLLM's log says of its compile cache; ``unknown`` where it says nothing, as on
             CPUs: then the files alone are the proof.
+        ranks: what it says of each rank's, where there are several.
         answered: whether the one request was answered; else what a request builds is unproved.
         log: path of what the engine said.
     """
@@ -59,6 +61,7 @@ class Proof:
     cache: Cache
     answered: bool
     log: str
+    ranks: Mapping[str, Cache] = field(default_factory=dict)
 
 
 def prove(s: Situation, without: Container[Kind]) -> Proof:
@@ -128,7 +131,8 @@ def prove(s: Situation, without: Container[Kind]) -> Proof:
     crashes.acquit(s.volume, pieces)
     if not run.answered:
         _log.warning("the engine completed no text; what a request builds is not proved")
-    return Proof(round(run.ready, 3), said.cache, run.answered, run.log)
+    ranks = {rank.name: rank.cache for rank in said.ranks}
+    return Proof(round(run.ready, 3), said.cache, run.answered, run.log, ranks)
 
 
 def _sealed(s: Situation, kind: Kind, without: Container[Kind]) -> bool:
@@ -171,9 +175,11 @@ def _insist(built: Sequence[str], said: StartLog, run: engine.Run) -> None:
             reason="not-proved",
             hint=f"the whole log is at {run.log}",
         )
-    if not built and said.cache != "rebuilt":
+    missed = without_a_hit(said.ranks)
+    if not built and not missed and said.cache != "rebuilt":
         return
-    what = [f"  | built: {name}" for name in built[:_SHOWN]]
+    what = [f"  | {missed} did not load what was compiled"] if missed else []
+    what += [f"  | built: {name}" for name in built[:_SHOWN]]
     what += [f"  | {line}" for line in said.evidence[:_SHOWN]]
     compiled = "a compilation" if said.cache == "rebuilt" else "no compilation"
     raise EngineError(

@@ -160,18 +160,18 @@ def _tolerate(exc: SourceError, settings: Settings) -> None:
     _log.warning("the source does not answer", failure=exc.message)
 
 
-def _configs(settings: Settings) -> tuple[dict[str, str], frozenset[str], str]:
+def _configs(settings: Settings) -> tuple[dict[str, str], dict[str, str], str]:
     """Read the YAML files that are part of the serve arguments.
 
     Returns:
-        Path → sha256 of the content, which is in the key; the flags they set, as ``--name``; and
-        the load format, which decides what is fetched.
+        Path → sha256 of the content, which is in the key; the flags they set, ``--name`` → value;
+        and the load format, which decides what is fetched.
 
     Raises:
         UsageError: one is missing here, is no YAML object, or sets what warmer must know.
     """
     digests: dict[str, str] = {}
-    flags: set[str] = set()
+    flags: dict[str, str] = {}
     load_format = ""
     for path in argv.config_files(settings.flags):
         where = f"--config {path} among the vLLM arguments"
@@ -201,5 +201,5 @@ def _configs(settings: Settings) -> tuple[dict[str, str], frozenset[str], str]:
                     hint="the model goes to warmer's --model; where to listen comes after --",
                 )
         digests[path] = hashlib.sha256(data).hexdigest()
-        flags |= {f"--{key}" for key in keys}
-    return digests, frozenset(flags), load_format
+        flags |= {f"--{key}": str(value) for key, value in keys.items()}
+    return digests, flags, load_format

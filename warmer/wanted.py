@@ -10,7 +10,7 @@ from warmer.model import KERNEL_KINDS, Key, Kind, Wanted
 from warmer.secrecy import secret_name
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Mapping
 
     from warmer.layout import WarmDir
     from warmer.machine import Host
@@ -29,6 +29,7 @@ class Start:
         env: what the handoff sets: warmer's block, and what vLLM hashes of the rest.
         build_env: the whole environment of the build run; no secrets, nothing of warmer's own.
         levers: what makes the start faster, and whether it is used.
+        configured: flag → value, as a YAML file of vLLM's own sets them.
     """
 
     model_path: str
@@ -37,10 +38,11 @@ class Start:
     env: Mapping[str, str]
     build_env: Mapping[str, str]
     levers: Mapping[str, levers.State] = field(default_factory=dict)
+    configured: Mapping[str, str] = field(default_factory=dict)
 
 
 def start(
-    settings: Settings, host: Host, model: ModelRef, warm: WarmDir, *, configured: Container[str]
+    settings: Settings, host: Host, model: ModelRef, warm: WarmDir, *, configured: Mapping[str, str]
 ) -> Start:
     """Decide how the server will be started.
 
@@ -49,7 +51,7 @@ def start(
         host: the machine.
         model: at its resolved revision.
         warm: the warm dir.
-        configured: flags that a YAML file of vLLM's own sets.
+        configured: flag → value, as a YAML file of vLLM's own sets them.
     """
     inherited = settings.environment
     block: dict[str, str] = {}
@@ -94,6 +96,7 @@ def start(
         env=hashed | block,
         build_env=clean | block | {n: v for n, v in families.BUILDING.items() if n in block},
         levers=states,
+        configured=configured,
     )
 
 
@@ -111,7 +114,8 @@ def want(
         reason = host.missing or "no accelerator was found"
         return Wanted(model, wanted, dict.fromkeys(KERNEL_KINDS, reason))
     without: dict[Kind, str] = {}
-    if "--headless" in settings.flags or argv.integer(settings.flags, "--nnodes", 1) > 1:
+    nodes = how.configured.get("--nnodes", "1") != "1" and "--nnodes" not in settings.flags
+    if "--headless" in settings.flags or nodes or argv.integer(settings.flags, "--nnodes", 1) > 1:
         reason = "one node alone cannot run an engine that spans several"
         without = {kind: reason for kind in KERNEL_KINDS if kind != "bytecode"}
     unneeded: dict[Kind, str] = {}
@@ -136,6 +140,7 @@ def want(
                 accelerator=host.accelerator,
                 image=host.image,
                 warm_dir=settings.warm_dir,
+                configured=how.configured,
             )
         else:
             wanted[kind] = keys.shared_key(

@@ -468,6 +468,44 @@ def test_a_job_gets_another_name_when_what_it_does_changes():
     assert len(names) == 3, "and the same one when it does not"
 
 
+@pytest.mark.parametrize("mode", ["init", "job", "cron"])
+@pytest.mark.parametrize(
+    ("asked", "config", "gpus"),
+    [
+        (None, {}, None),
+        (None, {"tensorParallelSize": 2}, "2"),
+        (None, {"tensorParallelSize": 4, "pipelineParallelSize": 2}, "8"),
+        (8, {"tensorParallelSize": 2}, "8"),
+        (0, {"tensorParallelSize": 2}, None),  # ranks on CPUs
+        (1, {}, "1"),
+    ],
+    ids=str,
+)
+def test_each_rank_has_a_gpu_where_kernels_are_built_and_where_they_are_served(
+    mode, asked, config, gpus
+):
+    model = {key: value for key, value in MODEL.items() if key != "requestGPU"}
+    model |= {"vllmConfig": config} | ({} if asked is None else {"requestGPU": asked})
+    documents = rendering.chart({"mode": mode, "servingEngineSpec": {"modelSpec": [model]}})
+    found = [
+        container
+        for pod in pods(documents)
+        for container in containers(pod)
+        if container["name"] in ("warmer", "vllm")
+    ]
+    assert len(found) == (2 if mode == "init" else 1)
+    for container in found:
+        for kind in ("requests", "limits"):
+            assert container["resources"][kind].get("nvidia.com/gpu") == gpus
+    words = next(c["args"] for c in found if c["name"] == "warmer")
+    for key, flag in (
+        ("tensor", "--tensor-parallel-size"),
+        ("pipeline", "--pipeline-parallel-size"),
+    ):
+        if size := config.get(f"{key}ParallelSize"):
+            assert words[words.index(flag) + 1] == str(size)
+
+
 @pytest.mark.parametrize(
     ("values", "where"),
     [
@@ -508,11 +546,22 @@ def test_values_that_mean_nothing_are_refused_and_named(values, where):
             "warmer.signingKey",
         ),
         ({"sidecar": {"enabled": True}, "metrics": {"port": 8000}}, "metrics.port"),
+        (
+            {
+                "servingEngineSpec": {
+                    "modelSpec": [
+                        MODEL | {"requestGPU": 1, "vllmConfig": {"tensorParallelSize": 2}}
+                    ]
+                }
+            },
+            "requestGPU is 1",
+        ),
     ],
     ids=[
         *("a monitor of nothing", "no bucket", "one volume for all", "nobody publishes"),
         "nobody builds",
         *("nothing may be published", "nobody would trust it", "one port for two"),
+        "fewer GPUs than ranks",
     ],
 )
 def test_values_that_contradict_each_other_are_refused_with_the_reason(values, why):

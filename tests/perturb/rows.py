@@ -64,8 +64,13 @@ ROWS = (
     flag("--no-async-scheduling"),
     flag("--enable-prompt-embeds"),
     flag("--distributed-timeout-seconds", "600"),
+    flag("--tensor-parallel-size", "2"),
+    flag("--pipeline-parallel-size", "2"),
+    flag("--data-parallel-size", "2"),
     flag("--revision", "main"),
     # Flags that vLLM leaves out of its digest.
+    flag("-tp", "1"),
+    flag("--distributed-executor-backend", "mp"),
     flag("--max_model_len=512"),
     flag("--port", "8123"),
     flag("--served-model-name", "another", engine=True),

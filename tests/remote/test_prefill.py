@@ -1,5 +1,6 @@
 """Whole prefills of nodes that share no volume: one builds and pushes, the others pull."""
 
+import hashlib
 import json
 import os
 import sys
@@ -51,6 +52,27 @@ def test_a_node_with_an_empty_volume_pulls_and_its_engine_never_runs(fleet, pion
     assert node.run("check", "--deep").code == 0
     assert node.run("plan", *NEVER, env=fleet.away()).code == 0
     volumes.assert_invariants(node.volume, warm=[node.warm], clean=True)
+
+
+def test_a_piece_in_the_bucket_that_lacks_a_rank_is_not_taken(empty):
+    """As an older warmer may have pushed it."""
+    serve = (*runs.SERVE, "--tensor-parallel-size", "2")
+    assert empty.node().warmed(env=empty.env(), serve=serve).json["pushed_bytes"]
+    (number,) = empty.seals("compile")
+    record = empty.seals("compile")[number]
+    (entry,) = (file for file in record["files"] if file["path"] == "manifest.json")
+    manifest = json.loads(empty.read(f"blobs/{entry['sha256']}"))
+    manifest["files"] = [f for f in manifest["files"] if "/rank_1_0/" not in f["path"]]
+    data = json.dumps(manifest).encode()
+    entry |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    empty.put(f"blobs/{entry['sha256']}", data)
+    empty.put(empty.seal_name("compile", number), json.dumps(record).encode())
+    node = empty.node()
+    done = node.warmed(*NEVER, env=empty.env(), serve=serve)
+    (line,) = warned(done, "a piece in the bucket cannot be used")
+    assert "lacks the compiled code of rank 1" in line["failure"]
+    assert "compile" in done.json["without"]
+    assert node.generations("compile") == []
 
 
 def test_a_warm_volume_asks_the_bucket_nothing(fleet):

@@ -98,6 +98,16 @@ def test_the_next_pod_restores_what_the_first_ones_server_built_and_builds_nothi
     assert len(later.harvested()) == 1
 
 
+def test_compiled_code_and_tuning_of_one_rank_alone_are_not_harvested(pod):
+    pod.prefill(serve=(*beside.serving(pod.port), "--tensor-parallel-size", "2"))
+    with pod.server(modes="unsaved=1"), pod.sidecar() as sidecar:
+        sidecar.says("compiled code is not there of every rank", "rank 1")
+        sidecar.says("harvested", '"jit": 1')
+    assert pod.harvested() == []
+    (shared,) = pod.harvested("flashinfer")
+    assert not any("autotune" in path for path in members(shared))
+
+
 def test_what_a_second_model_adds_is_merged_with_what_is_published(pod):
     pod.prefill("--compile", "run")
     other = Gpu(pod.place.but(model=pod.place.pinned(runs.OTHER)), pod.path).anew()

@@ -13,6 +13,10 @@ completion, half a file written), `poison` (leave a kernel that crashes every la
 `no-fork` (crash where workers are to be forked), `recompile` and `rebuild` (over what they find), `refuse=STATUS` (of completions), `leak=PATH` (write
 what a file holds, a token say, into each cache). `op=NAME` names the operation that a JIT builds;
 `op=anew` is another each time.
+
+With `--tensor-parallel-size N` it has N ranks, each with a compiled function and, on a GPU, a file of
+tuning of its own. `unsaved=RANK` keeps that rank from writing either, `quiet=RANK` from saying what it loads;
+`p2p` writes what vLLM notes of one node's devices, where it does and deeper.
 """
 
 from __future__ import annotations
@@ -137,10 +141,10 @@ def make_engine(
     return engine
 
 
-def say(message: str, *, process: str = "EngineCore", level: str = "INFO") -> None:
+def say(message: str, *, process: str = "EngineCore", level: str = "INFO", pid: int = 0) -> None:
     """Print a line as vLLM's logger does."""
     stamp = time.strftime("%m-%d %H:%M:%S")
-    print(f"({process} pid={os.getpid()}) {level} {stamp} {message}", flush=True)
+    print(f"({process} pid={pid or os.getpid()}) {level} {stamp} {message}", flush=True)
 
 
 def serve(argv: list[str]) -> None:
@@ -186,7 +190,15 @@ def serve(argv: list[str]) -> None:
         time.sleep(0.05)
     key = hashlib.sha256(json.dumps([model, *hashed]).encode()).hexdigest()
     target = _target(top)
-    _compile(key, target, again="recompile" in modes)
+    size = (
+        int(hashed[hashed.index("--tensor-parallel-size") + 1])
+        if "--tensor-parallel-size" in hashed
+        else 1
+    )
+    _compile(key, target, size, modes)
+    _tune(key, size, modes)
+    if "p2p" in modes:
+        _note_devices()
     op = modes.get("op") or "op"
     _jit(f"op-{os.getpid()}" if op == "anew" else op, target, again="rebuild" in modes)
     if "leak" in modes:
@@ -227,15 +239,34 @@ def _target(top: str) -> bytes:
     return b"".join(_read(path) or b"" for path in paths)
 
 
-def _compile(key: str, target: bytes, *, again: bool) -> None:
-    """Load the artifacts of this key, or make them with all that a compiler leaves around."""
+def _compile(key: str, target: bytes, size: int, modes: dict[str, str]) -> None:
+    """Have every rank load the artifacts of this key, or make them."""
+    workers = [(f"Worker_TP{rank}", 100_000 + rank) for rank in range(size)]
+    for rank, (_, pid) in enumerate(workers if size > 1 else ()):
+        said = f"world_size={size} rank={rank} local_rank={rank} distributed_init_method=tcp://127.0.0.1:1"
+        say(f"[parallel_state.py:1906] {said} backend=nccl", process="Worker", pid=pid)
+    for rank, (process, pid) in enumerate(workers):
+        own = (process, pid) if size > 1 else ("EngineCore", os.getpid())
+        _compile_rank(key, target, rank, own, modes)
+
+
+def _compile_rank(
+    key: str, target: bytes, rank: int, own: tuple[str, int], modes: dict[str, str]
+) -> None:
+    """Load one rank's artifacts, or make them with all that a compiler leaves around."""
+
+    def say(message: str) -> None:
+        if modes.get("quiet") != str(rank):
+            globals()["say"](message, process=own[0], pid=own[1])
+
     vllm = os.environ.get("VLLM_CACHE_ROOT") or os.path.expanduser("~/.cache/vllm")
     inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or "/tmp/torchinductor_fake"
-    aot = os.path.join(vllm, "torch_compile_cache/torch_aot_compile", key, "rank_0_0/model")
+    aot = os.path.join(vllm, "torch_compile_cache/torch_aot_compile", key, f"rank_{rank}_0/model")
     graph = os.path.join(inductor, "fxgraph", key[:2], key, "artifact")
-    want = {aot: hashlib.shake_256(b"aot" + key.encode() + target).digest(40_000)}
+    mine = b"aot" + bytes(f"{rank or ''}", "ascii")
+    want = {aot: hashlib.shake_256(mine + key.encode() + target).digest(40_000)}
     want[graph] = hashlib.shake_256(b"graph" + key.encode() + target).digest(9_000)
-    if not again and all(_read(path) == data for path, data in want.items()):
+    if "recompile" not in modes and all(_read(path) == data for path, data in want.items()):
         say(f"[decorators.py:320] Directly load AOT compilation from path {aot}")
         say("[monitor.py:20] torch.compile took 0.01 s in total")
         return
@@ -246,6 +277,10 @@ def _compile(key: str, target: bytes, *, again: bool) -> None:
         f"{inductor}/locks/{key}.lock": b"",
         f"{vllm}/tmp_{key[:8]}/scratch": b"half",
     }
+    if modes.get("unsaved") == str(rank):
+        why = f"[decorators.py:750] unable to save AOT compiled function to {aot}: No space left on device"
+        globals()["say"](why, process=own[0], pid=own[1], level="WARNING")
+        return
     for path, data in (litter | want).items():
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as stream:
@@ -253,6 +288,27 @@ def _compile(key: str, target: bytes, *, again: bool) -> None:
     say("[backends.py:399] Compiling a graph for compile range (1, 2048) takes 0.01 s")
     say(f"[decorators.py:744] saved AOT compiled function to {aot}")
     say("[monitor.py:20] torch.compile took 0.02 s in total")
+
+
+def _tune(key: str, size: int, modes: dict[str, str]) -> None:
+    """On a GPU: have each rank keep its tuning, unless it has it."""
+    if top := os.environ.get("VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"):
+        for rank in range(size) if size > 1 else ():
+            path = os.path.join(top, key, f"autotune_configs_dp0_rank{rank}.json")
+            if not os.path.exists(path) and modes.get("unsaved") != str(rank):
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with open(path, "w", encoding="utf-8") as stream:
+                    stream.write('{"_metadata": {}}')
+
+
+def _note_devices() -> None:
+    for name in ("VLLM_CACHE_ROOT", *_JITS):
+        for deeper in ("", "some/where"):
+            if top := os.environ.get(name):
+                os.makedirs(os.path.join(top, deeper), exist_ok=True)
+                path = os.path.join(top, deeper, "gpu_p2p_access_cache_for_0,1.json")
+                with open(path, "w", encoding="utf-8") as stream:
+                    stream.write('{"0->1": true}')
 
 
 def _jit(op: str, target: bytes, *, again: bool) -> None:

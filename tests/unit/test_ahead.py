@@ -319,3 +319,41 @@ def test_without_descriptors_of_processes_an_end_is_seen_too(monkeypatch):
     server.send_signal(signal.SIGKILL)
     server.wait()
     assert not lives()
+
+
+@pytest.mark.parametrize(
+    ("stages", "files", "order"),
+    [
+        (1, ["a-2", "a-10", "a-1"], ["a-1", "a-2", "a-10"]),
+        (2, ["a-1", "a-2", "a-3", "a-4"], ["a-1", "a-3", "a-2", "a-4"]),
+        (2, ["a-1", "a-2", "a-3"], ["a-1", "a-2", "a-3"]),
+        (4, ["a-1", "a-2"], ["a-1", "a-2"]),
+        (3, [], []),
+        (0, ["a-1"], ["a-1"]),
+        (
+            1,  # ranks read their own parts, side by side
+            ["model-rank-0-part-0", "model-rank-0-part-1", "model-rank-1-part-0", "model-rank-1-part-1"],
+            ["model-rank-0-part-0", "model-rank-1-part-0", "model-rank-0-part-1", "model-rank-1-part-1"],
+        ),
+        (
+            2,
+            ["model-pp-0-tp-0-part-1", "model-pp-1-tp-0-part-0", "model-pp-0-tp-0-part-0"],
+            ["model-pp-0-tp-0-part-0", "model-pp-1-tp-0-part-0", "model-pp-0-tp-0-part-1"],
+        ),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_shards_come_in_the_order_in_which_the_ranks_need_them(tmp_path, stages, files, order):
+    for name in ["config.json", *(f"{name}.safetensors" for name in files)]:
+        (tmp_path / name).touch()
+    found = [Path(path).name for path in ahead.shards(str(tmp_path), stages)]
+    assert found == ["config.json", *(f"{name}.safetensors" for name in order)]
+
+
+def test_a_stage_that_begins_in_the_middle_gets_its_first_shard_within_the_limit(start):
+    """The first half of the shards would have taken all of the memory there is."""
+    more = [cold(start.top / "model" / f"model-{n}.safetensors", 9 << 20) for n in (3, 4)]
+    words = [*start.words(str((7 << 20) + (18 << 20))), "2"]
+    subprocess.run([sys.executable, "-IS", AHEAD, *words], check=True, timeout=60)
+    assert [resident(path) for path in (start.shards[0], more[0])] == [1.0, 1.0]
+    assert [resident(path) for path in (start.shards[1], more[1])] == [0, 0]

@@ -40,13 +40,13 @@ def decide(*chosen, accelerator="gpu", serve=(), inherited=None, read_ahead=None
     )
 
 
-def start(*chosen, accelerator=GPU, stack=STACK, configured=(), environment=None, **changed):
+def start(*chosen, accelerator=GPU, stack=STACK, configured=None, environment=None, **changed):
     settings = Settings(
         volume="/v", warm_dir="/w", model=MODEL, levers=levers.parse(chosen), **changed
     )
     settings = dataclasses.replace(settings, environment=environment or {})
     host = Host(stack, accelerator, None)
-    how = wanted.start(settings, host, MODEL, WarmDir("/w"), configured=configured)
+    how = wanted.start(settings, host, MODEL, WarmDir("/w"), configured=configured or {})
     return how, wanted.want(settings, host, MODEL, how, {})
 
 
@@ -86,6 +86,8 @@ def test_what_is_no_lever_is_refused_with_the_names_of_all(word):
         ({"serve": ["--data_parallel_size", "8"]}, "--data-parallel-size"),
         ({"serve": ["--nnodes", "2"]}, "--nnodes"),
         ({"serve": ["-tp", "two"]}, "--tensor-parallel-size"),
+        ({"serve": ["--tensor", "2"]}, "--tensor-parallel-size"),
+        ({"serve": ["-pcp", "2"]}, "--prefill-context-parallel-size"),
         ({"configured": ["--tensor-parallel-size"]}, "--tensor-parallel-size"),
         ({"inherited": {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}}, "is set"),
     ],
@@ -98,7 +100,17 @@ def test_nothing_is_forked_where_nobody_measured_it_or_somebody_chose(how, why):
 
 
 def test_one_rank_that_is_written_out_is_one_rank():
-    assert decide(serve=["-tp", "1", "-pp=1", "--data-parallel-size", "1"])["fork"].on
+    states = decide(serve=["-tp", "1", "-pp=1", "--data-parallel-size", "1"])
+    assert (states["fork"].on, states["startup-plan"].on) == (True, True)
+
+
+@pytest.mark.parametrize(
+    "how", [{"serve": ["-tp", "2"]}, {"configured": {"--pipeline-parallel-size": "2"}}], ids=str
+)
+def test_no_rank_takes_a_memory_plan_that_another_may_not(how):
+    state = decide(**how)["startup-plan"]
+    assert (state.on, "wait for each other" in state.why) == (False, True)
+    assert decide("startup-plan=on", **how)["startup-plan"].on, "who insists gets it"
 
 
 def test_no_bytes_to_read_ahead_are_no_reading_ahead():

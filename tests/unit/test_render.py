@@ -144,7 +144,7 @@ def started(pod, environment, vllm="0.32.0"):
     """Hand off for a pod with this environment and vLLM, as `prefill` would."""
     s = handed.situation(pod.top, stack=dataclasses.replace(handed.STACK, vllm=vllm))
     settings = dataclasses.replace(s.settings, environment=environment)
-    how = wanted.start(settings, s.host, handed.MODEL, s.warm, configured=())
+    how = wanted.start(settings, s.host, handed.MODEL, s.warm, configured={})
     hand_off(dataclasses.replace(s, settings=settings, how=how), {})
 
 

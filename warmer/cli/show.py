@@ -112,7 +112,8 @@ def outcome(done: Outcome, settings: Settings, *, as_json: bool) -> None:
     for step in left:
         _say(f"  still missing {step.kind}: {step.reason}")
     if done.proof is not None:
-        _say(f"proved: ready in {done.proof.ready:.1f} s, and nothing was built")
+        by = f" by any of {len(done.proof.ranks)} ranks" if done.proof.ranks else ""
+        _say(f"proved: ready in {done.proof.ready:.1f} s, and nothing was built{by}")
     _say(f"next: {settings.warm_dir}/handoff/serve")
 
 

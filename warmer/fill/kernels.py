@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from warmer import ranks
 from warmer.errors import EngineError, VolumeError, WarmerError, using
 from warmer.fill import bytecode, crashes, engine, restore, stagings, trees
 from warmer.observe import numbers
@@ -122,6 +123,7 @@ def build(
                 seconds=seconds,
                 trust=builder.trust,
                 secrets=builder.secrets,
+                world=ranks.world(compiled.factors),
             )
             for kind in _SHARED
             if kind in keys

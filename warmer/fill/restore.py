@@ -15,7 +15,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from warmer import regular
+from warmer import ranks, regular
 from warmer.errors import IntegrityError, using
 from warmer.fill import archive, members
 from warmer.layout import MANIFEST
@@ -23,6 +23,8 @@ from warmer.observe import inventory
 from warmer.seal import ForeignSealError, Seal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from warmer.layout import Volume, WarmDir
     from warmer.model import Key, Kind
     from warmer.trust import Trust
@@ -168,7 +170,7 @@ def restore(
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    record(warm, key, generation, seal_sha256)
+    record(warm, key, generation, seal_sha256, holds=manifest.members)
     return manifest
 
 
@@ -206,17 +208,23 @@ def sweep(warm: WarmDir) -> None:
                 shutil.rmtree(entry.path, ignore_errors=True)
 
 
-def record(warm: WarmDir, key: Key, generation: int, seal_sha256: str) -> None:
+def record(
+    warm: WarmDir, key: Key, generation: int, seal_sha256: str, *, holds: Iterable[str] = ()
+) -> None:
     """Record that the kind's tree is what this generation holds, as long as this node is up.
+
+    Of several ranks, what belongs to one alone is named, so that it can be seen to be there.
 
     The tree is not flushed: a power cut may take it and leave the record. So the record names
     the boot it was written in, and counts in no other.
     """
+    several = key.kind == "compile" and ranks.world(key.factors).several
     entry = {
         "key": key.digest,
         "generation": generation,
         "seal_sha256": seal_sha256,
         "boot": inventory.boot(),
+        "ranks": ranks.ranked(holds) if several else [],
     }
     path = warm.restored(key.kind)
     with using("the warm dir"):

@@ -10,12 +10,12 @@ import hashlib
 import os
 import secrets
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from warmer import regular
-from warmer.errors import VolumeError, using
+from warmer import ranks, regular
+from warmer.errors import EngineError, VolumeError, using
 from warmer.families import excluded
 from warmer.fill import archive, leaks, members, publish, restore, stagings
 from warmer.layout import ARCHIVE, MANIFEST, SEAL
@@ -23,7 +23,7 @@ from warmer.observe import inventory, numbers
 from warmer.seal import ENGINE_RUN, LONGEST, SealedFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
     from warmer.fill.claim import Claims
     from warmer.fill.locks import Grant
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from warmer.trust import Trust
 
 _log = structlog.get_logger(__name__)
+_ALONE: Final = ranks.World()
 
 
 def prepare(volume: Volume, warm: WarmDir, key: Key, held: Held, *, trust: Trust) -> None:
@@ -64,10 +65,12 @@ def publish_shared(
     trust: Trust,
     secrets: Mapping[str, str],
     source: str = ENGINE_RUN,
+    world: ranks.World = _ALONE,
 ) -> int:
     """Publish a shared kind if the run added to it; return the generation that now holds it.
 
-    Generations only grow: a file that is published stays as it is, whoever built another.
+    Generations only grow: a file that is published stays as it is, whoever built another. What the
+    run added for some of the ranks of its `world` and not for all is left out.
     """
     with claims.claim(key, wait=wait, filled=lambda: False) as grant:
         if grant is None:
@@ -79,13 +82,15 @@ def publish_shared(
         held = look.held[key.kind]
         clean(warm, key, secrets)
         if held.verdict == "sealed":
-            mine = set(_scan(warm, key).members)
             theirs, seal_sha256 = restore.read_manifest(volume, key, held.generation, trust=trust)
+            mine = set(_scan(warm, key).members)
+            mine -= _drop_torn(warm, key, mine, theirs.members.keys(), world)
             added = mine - theirs.members.keys()
             _merge(volume, warm, key, held.generation, added=added, trust=trust)
             if mine <= theirs.members.keys():
                 restore.record(warm, key, held.generation, seal_sha256)
                 return held.generation
+        _drop_torn(warm, key, set(_scan(warm, key).members), (), world)
         return publish_tree(
             volume,
             warm,
@@ -97,6 +102,18 @@ def publish_shared(
             secrets=secrets,
             source=source,
         )
+
+
+def _drop_torn(
+    warm: WarmDir, key: Key, mine: set[str], theirs: Container[str], world: ranks.World
+) -> set[str]:
+    """Remove tuning that is not whole from a tree to be published; return what is removed."""
+    bad = ranks.torn(mine, {path for path in mine if path not in theirs}, world)
+    for path in bad:
+        _log.warning("tuning is not there of every rank: it is not published", file=path)
+        with using("the warm dir"):
+            os.unlink(os.path.join(warm.tree(key.kind), path))
+    return set(bad)
 
 
 def _merge(
@@ -146,6 +163,23 @@ def clean(warm: WarmDir, key: Key, secrets: Mapping[str, str]) -> None:
         )
 
 
+def whole(key: Key, paths: Iterable[str]) -> None:
+    """Insist that a tree which is to be published has something of every rank.
+
+    Raises:
+        EngineError: it lacks a rank's.
+    """
+    if key.kind != "compile":
+        return
+    ours = ranks.world(key.factors)
+    if missing := ranks.lacking(paths, ours):
+        raise EngineError(
+            f"got no compiled code of {ranks.named(missing)}, expected it of all {ours.size} ranks",
+            reason="missing-rank",
+            hint="the engine's log says why it did not save it; run again",
+        )
+
+
 def _scan(warm: WarmDir, key: Key) -> members.Manifest:
     return members.scan(warm.tree(key.kind), excluded(key.kind))
 
@@ -166,6 +200,11 @@ def publish_tree(
     """Publish the kind's tree as it is, and record that it is what the generation holds.
 
     Files that hold one of the secrets (name → value) are removed first.
+
+    Raises:
+        EngineError: a rank of the engine has built nothing.
+        VolumeError: the volume or the warm dir failed.
+        BusyError: the grant or a race was lost.
     """
     clean(warm, key, secrets)
     staging = stagings.name(volume, key)
@@ -173,6 +212,7 @@ def publish_tree(
         stagings.make(staging)
         with using("the warm dir or the volume"):
             manifest = _scan(warm, key)
+            whole(key, manifest.members)
             tree, target = warm.tree(key.kind), os.path.join(staging.path, ARCHIVE)
             packed = archive.pack(tree, manifest, target)
             listing = members.encode(manifest)
@@ -200,7 +240,8 @@ def publish_tree(
     with contextlib.suppress(regular.OddFileError):  # swapped already: the next look says it
         with using("the volume"):
             data = regular.read(path, most=LONGEST)
-        restore.record(warm, key, number, hashlib.sha256(data).hexdigest())
+        digest = hashlib.sha256(data).hexdigest()
+        restore.record(warm, key, number, digest, holds=manifest.members)
     _log.info(
         "published",
         kind=key.kind,

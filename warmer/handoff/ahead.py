@@ -43,6 +43,9 @@ _LIMITS = {
 }
 """Where cgroup v2 and v1 say what a group may use, uses, and could give up of it."""
 _DIGITS = re.compile(r"(\d+)")
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
+_OF_A_RANK = re.compile(r"-(?:rank|tp)-\d{1,9}-part-(\d{1,9})\.")
+"""Checkpoints that are split by rank: the number of the part (vLLM's sharded_state_loader.py)."""
 
 
 class Budget:
@@ -109,11 +112,28 @@ def imported(notes: str, tree: str) -> Iterator[str]:
             yield os.path.join(where, f"{name.partition('.')[0]}.py")
 
 
-def shards(model: str) -> Iterator[str]:
-    """Name the model's files in the order that the engine opens them."""
+def shards(model: str, stages: int = 1) -> Iterator[str]:
+    """Name the model's files in the order that the engine's ranks come to need them.
+
+    vLLM's ranks all open all files, by their numbers, and map them (0.32:
+    ``model_loader/weight_utils.py``, safetensors_weights_iterator): those of one pipeline stage need
+    pages of each, side by side; a stage passes over the layers of those before it without a page of
+    them, and begins at its own. Of files that are split by rank each rank reads its own.
+    """
+    names: list[str] = []
     with contextlib.suppress(OSError):
-        for name in sorted(os.listdir(model), key=_order):
-            yield os.path.join(model, name)
+        names = sorted(os.listdir(model), key=_order)
+    heavy = [name for name in names if name.endswith(_WEIGHTS)]
+    for name in names[: len(names) - len(heavy)]:
+        yield os.path.join(model, name)
+    stages = max(1, min(stages, len(heavy)))
+    parts = [
+        heavy[len(heavy) * n // stages : len(heavy) * (n + 1) // stages] for n in range(stages)
+    ]
+    for turn in range(max(map(len, parts))):
+        for part in parts:
+            if turn < len(part):
+                yield os.path.join(model, part[turn])
 
 
 def _libraries(notes: str) -> list[str]:
@@ -124,12 +144,13 @@ def _libraries(notes: str) -> list[str]:
         return []
 
 
-def _order(name: str) -> tuple[bool, list[tuple[int, str]]]:
+def _order(name: str) -> tuple[bool, int, list[tuple[int, str]]]:
     """Shards come last, by their numbers; what says how to read them comes first."""
     parts = _DIGITS.split(name)
-    weights = name.endswith((".safetensors", ".bin", ".gguf", ".pt"))
+    split = _OF_A_RANK.search(name)
     # Text is at the even places, digits are at the odd ones.
-    return weights, [(int(part), "") if n % 2 else (0, part) for n, part in enumerate(parts)]
+    by_number = [(int(part), "") if n % 2 else (0, part) for n, part in enumerate(parts)]
+    return name.endswith(_WEIGHTS), int(split[1]) if split else -1, by_number
 
 
 def blocks(paths: Iterator[str], budget: Budget) -> Iterator[tuple[str, int]]:
@@ -195,14 +216,15 @@ def spread(work: Iterator[tuple[str, int]], threads: int, lives: Callable[[], bo
             one.join()
 
 
-def main(server: str, limit: str, notes: str, tree: str, model: str) -> None:
+def main(server: str, limit: str, *places: str) -> None:
     """Read all of it: first what imports read, at once; then the shards, which must not delay them."""
+    notes, tree, model, *stages = places
     lives = living(int(server))
     budget = Budget(room() if limit == "auto" else min(int(limit), room()))
     spread(blocks(imported(notes, tree), budget), _THREADS, lives)
-    spread(blocks(shards(model), budget), _SHARDS, lives)
+    spread(blocks(shards(model, *map(int, stages)), budget), _SHARDS, lives)
 
 
 if __name__ == "__main__":
     os.nice(5)
-    main(*sys.argv[1:6])
+    main(*sys.argv[1:7])

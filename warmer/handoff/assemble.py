@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from warmer import families, freedoms, seal
+from warmer import families, freedoms, ranks, seal
 from warmer.handoff import write
 from warmer.handoff.render import Handoff, Harvest, Piece
 from warmer.model import KERNEL_KINDS
@@ -67,6 +67,7 @@ def hand_off(s: Situation, without: Mapping[Kind, str]) -> None:
             interpreter=stack.interpreter if stack is not None else "",
             read_ahead=s.settings.read_ahead,
             harvest=_harvest(s, without),
+            stages=ranks.sizes(s.settings.flags, s.how.configured)["parallel.pp"],
         ),
     )
 

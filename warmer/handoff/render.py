@@ -85,6 +85,7 @@ class Handoff:
         interpreter: the Python that `command` runs on; empty where it is not known.
         read_ahead: bytes to read into the page cache at most; None as memory allows.
         harvest: what a sidecar may publish.
+        stages: the engine's pipeline stages, each of which begins to read at its own shards.
     """
 
     model_path: str
@@ -103,6 +104,7 @@ class Handoff:
     interpreter: str = ""
     read_ahead: int | None = None
     harvest: Harvest = Harvest()
+    stages: int = 1
 
     @property
     def suspects(self) -> tuple[str, ...]:

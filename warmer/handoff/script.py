@@ -196,7 +196,7 @@ def _ahead(handoff: Handoff, ahead: str) -> str:
         return ""
     limit = "auto" if handoff.read_ahead is None else str(handoff.read_ahead)
     tree = handoff.env.get("PYTHONPYCACHEPREFIX", "")
-    words = (limit, handoff.warm.notes, tree, handoff.model_files)
+    words = (limit, handoff.warm.notes, tree, handoff.model_files, str(handoff.stages))
     return _AHEAD.format(ahead=shlex.quote(ahead), words=shlex.join(words))
 
 

@@ -18,7 +18,7 @@ from warmer import keys, regular, seal
 from warmer.errors import IntegrityError, VolumeError, using
 from warmer.layout import KEY, SEAL, Volume, WarmDir
 from warmer.model import KERNEL_KINDS, Held, Inventory, Key, Kind, Nearest, too_deep
-from warmer.observe import numbers
+from warmer.observe import numbers, presence
 from warmer.observe.crashes import Crashes
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from warmer.trust import Trust
 
 _UNREADABLE: Final = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+_NONE: Final = Held("absent", "")
 _LOOKS: Final = 3
 """Looks at names that NFS calls stale: each reopens the directory, which fetches them anew."""
 _NEIGHBOURS: Final = 64
@@ -84,6 +85,8 @@ def observe(
                 rates[kind] = rate
     restored = {k: _restored(warm, wanted[k], h) for k, h in held.items() if k in KERNEL_KINDS}
     held |= {k: dataclasses.replace(held[k], restored=True) for k, yes in restored.items() if yes}
+    if held.get("compile", _NONE).verdict == "sealed":
+        held["compile"] = presence.judge(volume, warm, wanted["compile"], held["compile"])
     return Inventory(held, nearest, rates)
 
 

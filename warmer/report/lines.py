@@ -35,7 +35,8 @@ class Line(NamedTuple):
 
     Attributes:
         mark: what the line is called in `warmer.report.log`; several lines may share one.
-        regex: matched at the start of the message; group ``s`` is seconds, ``version`` is vLLM's.
+        regex: matched at the start of the message; group ``s`` is seconds, ``version`` is vLLM's,
+            ``rank`` whose of ``world`` ranks the process is.
         source: the file under ``vllm/`` that prints it; where it moved, with the version.
     """
 
@@ -63,6 +64,16 @@ LINES: Final = (
     ),
     _line(
         "engine", r"Initializing a V\d LLM engine \(v(?P<version>[^)\s]+)\)", "v1/engine/core.py"
+    ),
+    _line(
+        "rank",
+        r"world_size=(?P<world>\d{1,6}) rank=(?P<rank>\d{1,6}) local_rank=",
+        "distributed/parallel_state.py",
+    ),
+    _line(
+        "connected",
+        r"rank \d{1,6} in world size \d{1,6} is assigned as ",
+        "distributed/parallel_state.py",
     ),
     _line(
         "model",

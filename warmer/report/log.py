@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from warmer.report.intervals import covered
 from warmer.report.lines import HEAD, LINES
 from warmer.report.phases import PHASES
+from warmer.report.ranks import Rank, agreed, named
 from warmer.report.verdict import Said, judge
 
 if TYPE_CHECKING:
@@ -30,6 +31,16 @@ _ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1
 _SUPERVISOR: Final = re.compile(r"\[\+(\d{1,9}(?:\.\d+)?)\] ?")
 
 _SETTLED: Final = frozenset({"loaded", "compiled", "compiled_and_run"})
+_OF_A_RANK: Final[tuple[str, ...]] = (
+    "distributed",
+    "download",
+    "weights",
+    "dynamo",
+    "compile",
+    "jit",
+    "warmup",
+)
+"""Phases that a rank's own lines tell of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,7 @@ class StartLog:
         evidence: the lines that decided `cache`.
         built: what was made, and why where the log says it; a clause each.
         failed: the span in which the start failed, where spans say so; else empty.
+        ranks: what each rank says of itself, where there are several.
     """
 
     vllm_version: str | None
@@ -59,6 +71,7 @@ class StartLog:
     evidence: tuple[str, ...]
     built: tuple[str, ...] = ()
     failed: str = ""
+    ranks: tuple[Rank, ...] = ()
 
     @property
     def recognised(self) -> bool:
@@ -78,6 +91,8 @@ class _Event(NamedTuple):
     took: float
     version: str | None
     text: str
+    name: str = ""
+    rank: int | None = None
 
 
 class _Timer:
@@ -125,7 +140,8 @@ def parse(lines: Iterable[str]) -> StartLog:
     printed, derived = _printed(events), _derived(events, timer.kind)
     found = printed | derived
     phases = {p.name: round(found[p.name], 3) for p in PHASES if p.name in found}
-    verdict = judge([Said(e.mark, e.pid, e.took, e.text) for e in events if e.mark])
+    ranks = tuple(_ranks(events, timer.kind))
+    verdict = agreed(judge(_said(events)), ranks)
     return StartLog(
         vllm_version=next((e.version for e in events if e.version), None),
         phases=phases,
@@ -135,7 +151,22 @@ def parse(lines: Iterable[str]) -> StartLog:
         cache=verdict.cache,
         evidence=verdict.evidence,
         built=verdict.built,
+        ranks=ranks,
     )
+
+
+def _said(events: Iterable[_Event]) -> list[Said]:
+    return [Said(e.mark, e.pid, e.took, e.text) for e in events if e.mark]
+
+
+def _ranks(events: list[_Event], clock: Clock) -> Iterator[Rank]:
+    """Read what each process says that tells which of several ranks it is."""
+    found = {e.pid: e.rank for e in events if e.rank is not None and e.pid}
+    for pid, name in named(found, {e.pid: e.name for e in events if e.name}).items():
+        own = [event for event in events if event.pid == pid]
+        told = _printed(own) | _derived(own, clock)
+        phases = {p: round(told[p], 3) for p in _OF_A_RANK if p in told}
+        yield Rank(name, judge(_said(own)).cache, phases)
 
 
 def _events(lines: Iterable[str], timer: _Timer) -> Iterator[_Event]:
@@ -165,8 +196,10 @@ def _event(head: re.Match[str], at: float) -> _Event:
         if said := line.regex.match(head["message"]):
             groups = said.groupdict()
             took, version = float(groups.get("s") or 0), groups.get("version")
-            return _Event(line.mark, pid, at, took, version, head[0])
-    return _Event("api" if name.startswith("APIServer") else "", pid, at, 0.0, None, head[0])
+            several = int(groups.get("world") or 0) > 1
+            rank = int(groups["rank"]) if several else None
+            return _Event(line.mark, pid, at, took, version, head[0], name, rank)
+    return _Event("api" if name.startswith("APIServer") else "", pid, at, 0.0, None, head[0], name)
 
 
 def _sums(events: list[_Event], *marks: str) -> dict[str, float]:
@@ -225,6 +258,12 @@ def _derived(events: list[_Event], clock: Clock) -> dict[str, float]:
         for name, (begin, end) in spans.items()
         if begin is not None and end is not None
     }
+    several = [event.at for event in events if event.rank is not None]
+    if several and "connected" in last:
+        phases["distributed"] = max(last["connected"] - min(several), 0.0)
+        if "engine_process" in phases:
+            left = phases["engine_process"] - phases["distributed"]
+            phases["engine_process"] = max(left, 0.0)
     for name, found in (("warmup", _pairs(events, "warming", "warmed")), ("jit", _builds(events))):
         if spent := list(found):
             phases[name] = covered(spent)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import zlib
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +31,9 @@ _ID: Final = 32
 
 _PROCESS: Final = ("vllm.process_id", "service.instance.id")
 """Resource attributes that tell processes apart; the first that there is."""
+_NAME: Final = "vllm.process_name"
+_RANK: Final = re.compile(r"Worker_(\d{1,6})", re.ASCII)
+"""The resource attribute by which a worker says which rank it is (v1/executor/multiproc_executor.py)."""
 _BILLION: Final = 1_000_000_000
 
 
@@ -150,22 +154,28 @@ def _spans(
             span.start_time_unix_nano / _BILLION,
             max(span.end_time_unix_nano, span.start_time_unix_nano) / _BILLION,
             span.status.code == trace_pb2.Status.STATUS_CODE_ERROR,
+            rank,
         )
         for resource in request.resource_spans
-        for process in [_process(resource)]
+        for process, rank in [_process(resource)]
         for scope in resource.scope_spans
         for span in scope.spans
         if span.name in NAMES and len(span.trace_id) <= _ID and len(span.span_id) <= _ID
     ]
 
 
-def _process(resource: trace_pb2.ResourceSpans) -> str:
+def _process(resource: trace_pb2.ResourceSpans) -> tuple[str, int | None]:
+    """Which process, and which rank that is."""
     said = {each.key: each.value.string_value for each in resource.resource.attributes}
-    return next((said[key][:_ID] for key in _PROCESS if said.get(key)), "")
+    process = next((said[key][:_ID] for key in _PROCESS if said.get(key)), "")
+    rank = _RANK.fullmatch(said.get(_NAME, ""))
+    return process, int(rank[1]) if rank else None
 
 
 def _request(process: str, spans: list[Span]) -> dict[str, Any]:
-    attribute = {"key": _PROCESS[0], "value": {"stringValue": process}}
+    attributes = [{"key": _PROCESS[0], "value": {"stringValue": process}}]
+    if (rank := spans[0].rank) is not None:
+        attributes.append({"key": _NAME, "value": {"stringValue": f"Worker_{rank}"}})
     written = [
         {
             "traceId": span.trace,
@@ -179,6 +189,6 @@ def _request(process: str, spans: list[Span]) -> dict[str, Any]:
     ]
     return {
         "resourceSpans": [
-            {"resource": {"attributes": [attribute]}, "scopeSpans": [{"spans": written}]}
+            {"resource": {"attributes": attributes}, "scopeSpans": [{"spans": written}]}
         ]
     }

@@ -28,7 +28,18 @@ PHASES: Final = (
     Phase(
         "config", "config, engine spawn", None, "s, from there to the engine process's first line"
     ),
-    Phase("engine_process", "device, workers", None, "s, from there to the start of model loading"),
+    Phase(
+        "engine_process",
+        "device, workers",
+        None,
+        "s, from there to the start of model loading, less the next",
+    ),
+    Phase(
+        "distributed",
+        "ranks connect (NCCL)",
+        None,
+        "s, first rank's call to last rank's answer; of several alone",
+    ),
     Phase("download", "weights download", None, "s, as printed; slowest rank"),
     Phase("weights", "weights load", None, "s, as printed; slowest rank"),
     Phase("dynamo", "Dynamo trace", "engine_init", "s, as printed; slowest rank"),

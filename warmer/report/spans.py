@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from warmer.report.intervals import less
 from warmer.report.log import StartLog
 from warmer.report.phases import PHASES
+from warmer.report.ranks import Rank, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,12 +39,19 @@ _WARMING_CPU: Final = ("Warmup (CPU)",)
 _BUILDING: Final = ("DeepGemm warmup", "CuTeDSL warmup", "MiniMax M3 MSA warmup")
 _CACHE: Final = ("Allocate KV cache",)
 
-_HOLDING: Final = ("AsyncMPClient init", "Init device", "Initialize model", "API server setup")
+_CONNECTING: Final = ("Init device",)
+_HOLDING: Final = ("AsyncMPClient init", "Initialize model", "API server setup")
 """Told by the spans around them."""
+
+_OF_A_RANK: Final[tuple[str, ...]] = (
+    *("distributed", "download", "weights", "dynamo", "compile"),
+    *("jit", "warmup", "graph_capture"),
+)
+"""Phases that a rank's own spans tell of."""
 
 NAMES: Final = frozenset(
     {WHOLE, _INIT, *_BORN, *_LOADING, *_DOWNLOAD, *_WEIGHTS, *_DYNAMO, *_COMPILING, *_WARMING}
-    | {*_BUILDING, *_CAPTURE, *_CACHE, *_WARMING_CPU, *_HOLDING}
+    | {*_BUILDING, *_CAPTURE, *_CACHE, *_WARMING_CPU, *_CONNECTING, *_HOLDING}
 )
 """The spans of a start. All others are of requests, or of another program."""
 
@@ -59,6 +67,7 @@ class Span(NamedTuple):
         begin: seconds since 1970.
         end: as `begin`.
         failed: whether it ended with an error.
+        rank: which of the engine's ranks the process is; None where it is none, or the only one.
     """
 
     name: str
@@ -68,6 +77,7 @@ class Span(NamedTuple):
     begin: float
     end: float
     failed: bool
+    rank: int | None = None
 
 
 def read(spans: Iterable[Span]) -> StartLog:
@@ -95,7 +105,21 @@ def read(spans: Iterable[Span]) -> StartLog:
         cache="unknown",
         evidence=(),
         failed=_failed(own),
+        ranks=_ranks(own),
     )
+
+
+def _ranks(spans: list[Span]) -> tuple[Rank, ...]:
+    """What each rank's own spans tell, where there are several."""
+    found = {span.process: span.rank for span in spans if span.rank is not None}
+    if len(found) < 2:
+        return ()
+    told = []
+    for process, name in named(found, {}).items():
+        phases = _phases([span for span in spans if span.process == process])
+        own = {phase: round(phases[phase], 3) for phase in _OF_A_RANK if phase in phases}
+        told.append(Rank(name, "unknown", own))
+    return tuple(told)
 
 
 def _one(spans: Iterable[Span]) -> list[Span]:
@@ -145,6 +169,10 @@ def _phases(spans: list[Span]) -> dict[str, float]:
         "engine_init": slowest((_INIT,)),
         **_between(spans),
     }
+    if any(span.rank is not None for span in spans):  # the device's own set-up is in it
+        told["distributed"] = slowest(_CONNECTING)
+        if (all_of_it := told["engine_process"]) is not None:
+            told["engine_process"] = max(all_of_it - (told["distributed"] or 0.0), 0.0)
     return {name: seconds for name, seconds in told.items() if seconds is not None}
 
 

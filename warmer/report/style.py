@@ -26,6 +26,7 @@ COLOURS: Final = {
     "imports": Colour("#3f4e63", _WHITE, "#93a4bb", _INK),
     "config": Colour("#5f6f86", _WHITE, "#b9c5d6", _INK),
     "engine_process": Colour("#1f6f9f", _WHITE, "#7cc0e8", _INK),
+    "distributed": Colour("#2b5f78", _WHITE, "#8fd0dd", _INK),
     "download": Colour("#2e7d52", _WHITE, "#7fd0a2", _INK),
     "weights": Colour("#1f6a63", _WHITE, "#69c7bb", _INK),
     "dynamo": Colour("#8a5a00", _WHITE, "#efc566", _INK),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from warmer.report import ranks
 from warmer.report.phases import PHASES
 from warmer.secrecy import printable
 
@@ -133,7 +134,7 @@ def remarks(comparison: Comparison) -> list[str]:
     vllm = ", ".join(f"{name} {v}" if len(versions) > 1 else v for v, name in versions.items())
     notes = [f"{_named(vllm)}compile cache: cold {cold.cache}, warm {warm.cache}"]
     for name, start in (("cold", cold), ("warm", warm)):
-        notes += [f"{name}: {clause}" for clause in start.built]
+        notes += [f"{name}: {clause}" for clause in (*start.built, *ranks.clauses(start.ranks))]
         if start.total_s is None:
             notes.append(f"the {name} {_end(start)}")
     return notes + list(_roughness(comparison.rows, (cold, warm)))
@@ -142,6 +143,7 @@ def remarks(comparison: Comparison) -> list[str]:
 def remarks_one(start: StartLog) -> list[str]:
     """Say of a single start what `remarks` says of two."""
     notes = [f"{_named(version(start))}compile cache: {start.cache}", *start.built]
+    notes += ranks.clauses(start.ranks)
     if start.total_s is None:
         notes.append(f"the {_end(start)}")
     return notes + list(_roughness(compare(start, start).rows, (start,)))
@@ -203,6 +205,10 @@ def _start(start: StartLog) -> dict[str, Any]:
         "evidence": list(start.evidence),
         "built": list(start.built),
         "failed": start.failed or None,
+        "ranks": [
+            {"rank": rank.name, "cache": rank.cache, "phases": dict(rank.phases)}
+            for rank in start.ranks
+        ],
     }
 
 

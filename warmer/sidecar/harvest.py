@@ -12,7 +12,9 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from warmer import regular
+import structlog
+
+from warmer import ranks, regular
 from warmer.errors import VolumeError, using
 from warmer.fill import capacity, restore, stagings, trees
 from warmer.layout import SEAL, WarmDir
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from warmer.sidecar.handed import Job, Piece
     from warmer.trust import Trust
 
+_log = structlog.get_logger(__name__)
 _SHARED: Final[tuple[Kind, ...]] = ("flashinfer", "jit")
 
 
@@ -78,6 +81,10 @@ class Harvest:
         if any(held[kind].crashed and kind in job.handed for kind in job.keys):
             return  # the trees may hold what crashed an engine
         wanted = [kind for kind in (*_SHARED, "compile") if self._adds(kind, held, seen)]
+        compiled = [path for kind, path in seen if kind == "compile"]
+        if "compile" in wanted and (missing := ranks.lacking(compiled, self._world)):
+            _log.warning("compiled code is not there of every rank", missing=ranks.named(missing))
+            wanted.remove("compile")
         if not wanted:
             return
         private = WarmDir(self.warm.harvest)
@@ -110,6 +117,12 @@ class Harvest:
             self.volume, self.warm, self.job.keys, trust=self.trust, neighbours=False
         )
         return look.held
+
+    @property
+    def _world(self) -> ranks.World:
+        """The ranks of the server's engine."""
+        key = self.job.keys.get("compile")
+        return ranks.world(key.factors if key else {})
 
     def _require(self, kind: Kind, piece: Piece) -> None:
         """Insist that the volume has what this pod was handed, or it is another one.
@@ -193,6 +206,7 @@ class Harvest:
             trust=self.trust,
             secrets=self.secrets,
             source=self.job.source,
+            world=self._world,
         )
 
     def _compile(

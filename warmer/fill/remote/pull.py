@@ -19,7 +19,7 @@ from warmer.fill import capacity, publish, restore, stagings
 from warmer.fill.remote import catalogue, fetch, retired
 from warmer.layout import KEY
 from warmer.model import Key
-from warmer.observe import inventory, numbers
+from warmer.observe import inventory, numbers, presence
 from warmer.seal import HARVESTS
 from warmer.trust import ANYBODY
 
@@ -204,6 +204,12 @@ class Puller:
             capacity.require(staging.path, record.size)
             fetch.fetch(self._bucket, record.files, staging.path, grant)
             _insist_on_key(staging.path, key)
+            if missing := presence.lacking(staging.path, key):
+                raise IntegrityError(
+                    f"got a piece that lacks the compiled code of {missing}, expected all ranks'",
+                    reason="missing-rank",
+                    hint="an older warmer has pushed it; build it again, and it is pushed anew",
+                )
             grant.note("publishing")
             number = publish.publish(
                 self._volume,

@@ -42,21 +42,35 @@ given: one with further arguments is not harvested. */}}
 {{- with .maxModelLen }}{{ $words = concat $words (list "--max-model-len" (printf "%v" .)) }}{{ end }}
 {{- with .dtype }}{{ $words = concat $words (list "--dtype" .) }}{{ end }}
 {{- with .tensorParallelSize }}{{ $words = concat $words (list "--tensor-parallel-size" (printf "%v" .)) }}{{ end }}
+{{- with .pipelineParallelSize }}{{ $words = concat $words (list "--pipeline-parallel-size" (printf "%v" .)) }}{{ end }}
 {{- with .extraArgs }}{{ $words = concat $words . }}{{ end }}
 {{- end }}
 {{- toJson (concat $words (list "--host" "0.0.0.0" "--port" (printf "%v" .root.Values.servingEngineSpec.containerPort))) }}
 {{- end }}
 
+{{- /* A GPU for each rank, in the server and in whatever builds its kernels: 0 is none. */}}
+{{- define "warmer.gpus" -}}
+{{- $config := .vllmConfig | default dict }}
+{{- $ranks := mul ($config.tensorParallelSize | default 1) ($config.pipelineParallelSize | default 1) | int }}
+{{- if hasKey . "requestGPU" }}
+{{- if and (gt (int .requestGPU) 0) (lt (int .requestGPU) $ranks) }}
+{{- fail (printf "model %s: requestGPU is %d, and tensorParallelSize x pipelineParallelSize is %d: each rank needs a GPU" .name (int .requestGPU) $ranks) }}
+{{- end }}
+{{- int .requestGPU }}
+{{- else }}{{ if gt $ranks 1 }}{{ $ranks }}{{ else }}0{{ end }}{{ end }}
+{{- end }}
+
 {{- define "warmer.resources" -}}
+{{- $gpus := include "warmer.gpus" . | trim | int -}}
 requests:
   cpu: {{ .requestCPU | quote }}
   memory: {{ .requestMemory | quote }}
-  {{- with .requestGPU }}
+  {{- with $gpus }}
   nvidia.com/gpu: {{ . | quote }}
   {{- end }}
 limits:
   memory: {{ .limitMemory | default .requestMemory | quote }}
-  {{- with .requestGPU }}
+  {{- with $gpus }}
   nvidia.com/gpu: {{ . | quote }}
   {{- end }}
 {{- end }}
