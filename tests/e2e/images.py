@@ -80,19 +80,6 @@ def podman(*words, check=True, **how):
     return done
 
 
-def control_group(weight):
-    """Name a control group of this weight (1024 is a process's), for podman; both kinds of kernel interface."""
-    name = f"warmer-e2e-{weight}"
-    first = Path("/sys/fs/cgroup/cpu", name)
-    place = first if first.parent.is_dir() else Path("/sys/fs/cgroup", name)
-    place.mkdir(exist_ok=True)
-    if place == first:
-        (place / "cpu.shares").write_text(str(weight))
-    elif (place / "cpu.weight").exists():
-        (place / "cpu.weight").write_text(str(max(1, weight * 100 // 1024)))
-    return f"/{name}"
-
-
 def size(image):
     """Bytes of an image, all its layers together."""
     return int(podman("image", "inspect", "--format", "{{.Size}}", image).stdout)

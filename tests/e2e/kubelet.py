@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 
-from images import control_group, podman
+from images import podman
 from words import ENGINE, run
 
 _NUMBERS = itertools.count(1)
@@ -64,11 +64,9 @@ class Pod:
         name: of the pod; by default a new one.
         hurry: by how much waits between probes and restarts are shorter than the manifest says.
         engine: paths of this machine that stand for what a stock vLLM image has.
-        weight: what all pods given one have of the CPU while others want it, against 1024 of each
-            process outside; by default podman's pods count as one such process.
     """
 
-    def __init__(self, objects, spec, images, *, name=None, hurry=1.0, engine=ENGINE, weight=None):
+    def __init__(self, objects, spec, images, *, name=None, hurry=1.0, engine=ENGINE):
         number = next(_NUMBERS)
         self.objects, self.spec, self.images = objects, spec, images
         self.name = name or f"pod-{number}"
@@ -77,8 +75,7 @@ class Pod:
         self.status, self.phase, self.failure = {}, "Pending", None
         self._stopping = threading.Event()
         self._threads, self._changed = [], threading.Condition()
-        group = [] if weight is None else ["--cgroup-parent", control_group(weight)]
-        podman("pod", "create", "--name", self.name, "--hostname", self.name, *_ALONE, *group)
+        podman("pod", "create", "--name", self.name, "--hostname", self.name, *_ALONE)
         podman("pod", "start", self.name)
         self._connect(number)
         self._start(self._live)

@@ -1,7 +1,7 @@
 """The real vLLM in containers: two pods at once on an empty volume, and a third on the full one.
 
-Two engines at once take minutes of every core. They get what other tests leave: whole cores where those
-wait, and a share of one where they do not.
+Two engines at once take minutes of every core, and get what the tests beside them leave: who waits here
+waits long.
 """
 
 import json
@@ -19,7 +19,6 @@ PATIENCE = 1500
 """Seconds; a machine that has nothing else to do needs a tenth."""
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(2 * PATIENCE)]
 MEMORY = {"requestMemory": "10Gi"}
-MODEST = {"hurry": 1, "weight": 256}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def space(node):
 
 
 def test_kernels_are_built_once_for_all_pods_and_hit_in_each(space, capsys):
-    pods = [space.pod(**MODEST) for _ in range(2)]
+    pods = [space.pod(hurry=1) for _ in range(2)]
     notes = [pod.wait_ended("warmer", timeout=PATIENCE).note for pod in pods]
     assert sorted((note["built"], note["warm"]) for note in notes) == [(False, True), (True, True)]
     before = runs.published(str(space.volume))
@@ -41,7 +40,7 @@ def test_kernels_are_built_once_for_all_pods_and_hit_in_each(space, capsys):
         _serves(space, pod, capsys)
         pod.remove()
 
-    alone = space.pod(**MODEST)
+    alone = space.pod(hurry=1)
     note = alone.wait_ended("warmer", timeout=PATIENCE).note
     assert (note["built"], note["warm"], note["fetched_bytes"]) == (False, True, {})
     assert runs.published(str(space.volume)) == before
