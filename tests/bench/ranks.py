@@ -1,8 +1,8 @@
 """Two ranks on the real engine: a cold fill, the archives in a new pod, and proof that each rank hit.
 
 Then the same with one rank's compiled code taken away, where there is such (on CPUs vLLM names no file by
-its rank): `check` must name the rank. MODEL, SERVE, WORK as for `levers`; TP is the number of ranks (2). It
-needs TP GPUs, or the CPU build, whose ranks share the processors. Exit status 1: not every rank hit.
+its rank): `check` must name the rank. MODEL, SERVE, WORK, RESUME as for `levers`; TP is the number of ranks (2).
+It needs TP GPUs, or the CPU build, whose ranks share the processors. Exit status 1: not every rank hit.
 
     TP=2 make bench NAME=ranks
 """
@@ -39,7 +39,7 @@ def serve(demo, log):
         argv = [script, "--otlp-traces-endpoint", listener.url]
         with Server(argv, log=log, env=env) as server:
             ready = server.wait_ready(1200)
-            answer = server.complete(demo.handoff()["served_name"], tokens=24)
+            answer = server.complete(demo.handoff()["served_name"], tokens=4)
             listener.wait(60)
         told = spans.read(listener.spans())
     added = sorted(demo.tree().members.keys() - before.members.keys())
@@ -48,18 +48,26 @@ def serve(demo, log):
 
 def main():
     work = os.environ.get("WORK") or tempfile.mkdtemp()
-    shutil.rmtree(work, ignore_errors=True)
-    if "MODEL" not in os.environ:
-        make_tiny_llama(os.path.join(work, "tiny"))
+    volume, resume = os.path.join(work, "volume"), "RESUME" in os.environ
+    if resume:
+        shutil.move(volume, f"{volume}.filled")
+    else:
+        shutil.rmtree(work, ignore_errors=True)
+        if "MODEL" not in os.environ:
+            make_tiny_llama(os.path.join(work, "tiny"))
     model = os.environ.get("MODEL", f"file://{work}/tiny")
     demo = Demo(work, model, {}, [*SERVE, "--tensor-parallel-size", str(TP)])
+    if resume:
+        os.rmdir(volume)
+        shutil.move(f"{volume}.filled", volume)
     if not shutil.which("nvidia-smi"):  # one processor for each rank, and none is there to be kept
         demo.env.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     with contextlib.redirect_stdout(sys.stderr):
-        demo.warmer("prefill", "--on-miss", "kernels=fail")
-        cold_log = shutil.copy(
-            next(e.path for e in os.scandir(os.path.join(demo.warm_dir, "logs"))), work
-        )
+        cold_log = os.path.join(work, "cold.log")
+        if not resume:
+            demo.warmer("prefill", "--on-miss", "kernels=fail")
+            built = next(e.path for e in os.scandir(os.path.join(demo.warm_dir, "logs")))
+            shutil.copy(built, cold_log)
         demo.new_pod()
         restored = demo.warmer("prefill")
         demo.warmer("check")
