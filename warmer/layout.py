@@ -12,6 +12,7 @@ The volume, shared by many pods and written by warmer alone::
         locks/<kind>-<key>.lock             held while that key is being filled; replaced at a takeover
         locks/gc.lock                       one gc at a time works on a volume
         refs/<slug>.json                    what a moving revision resolved to, when the hub was asked
+        loaders/<weights key>-<versions>.json  which of vLLM's loaders was measured to be fastest here
         uses/<pod>.json                     what a warm dir was handed; its age is the file's own
         uses/<pod>.live                     locked by the server while it runs
         uses/since                          how long uses have been recorded: the file's own age
@@ -162,6 +163,10 @@ class Volume:
     def gc_lock(self) -> str:
         """Held by the one gc that works on the volume."""
         return os.path.join(self.top, "locks", "gc.lock")
+
+    def loader(self, name: str) -> str:
+        """What was measured of vLLM's loaders, for one model and one set of versions."""
+        return os.path.join(self.top, "loaders", f"{name}.json")
 
     def ref(self, slug: str) -> str:
         """What the moving revisions of one model last resolved to."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from warmer import clearing, stages, tally, usage
+from warmer import clearing, stages, tally, tuning, usage
 from warmer.errors import BusyError, IntegrityError, NotWarmError, VolumeError, WarmerError
 from warmer.fill import publish, restore, stagings, uses
 from warmer.fill.claim import Claims
@@ -79,6 +79,10 @@ def prefill(settings: Settings) -> Outcome:
         if settings.prove:
             with outcome.timed("prove"):
                 outcome.proof = prove(situation, outcome.without)
+        if settings.tune_loader and "weights" not in outcome.without:
+            with outcome.timed("loaders"):
+                situation = tuning.tune(situation)
+                outcome.trial = situation.trial
         with outcome.timed("handoff"):
             clearing.clear(situation, outcome.without)
             _use(situation, outcome)

@@ -9,7 +9,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from warmer import __version__, families, freedoms, levers
+from warmer import __version__, families, freedoms, levers, loaders
 
 if TYPE_CHECKING:
     from warmer.handoff.render import Handoff
@@ -92,7 +92,19 @@ fi
 # A server that crashed is started again without these, before its kernels are suspected.
 _LEVERS: Final = """\
 if [ "$cold" -eq 0 ]; then
-{fork}{start}fi
+{fork}{loader}{start}fi
+"""
+# Who gives `serve` an argument of his own about it, or a file that may, has decided.
+_LOADER: Final = """\
+    loader=measured
+    for word in "$@"; do
+        case "$word" in
+            {own} | --conf*) loader= ;;
+        esac
+    done
+    if [ -n "$loader" ]; then
+        set -- "$@" {words}
+    fi
 """
 _FORK: Final = """\
     export VLLM_WORKER_MULTIPROC_METHOD="${VLLM_WORKER_MULTIPROC_METHOD:-fork}"
@@ -213,13 +225,21 @@ def _levers(handoff: Handoff, start: str) -> str:
     )
     on = _on_trial(handoff)
     fork, start = _FORK if "fork" in on else "", started if "imports" in on else ""
-    return _LEVERS.format(fork=fork, start=start) if on else ""
+    loader = _loader(handoff) if "loader" in on else ""
+    return _LEVERS.format(fork=fork, loader=loader, start=start) if on else ""
+
+
+def _loader(handoff: Handoff) -> str:
+    """What says how weights are loaded; vLLM takes both spellings of a flag."""
+    own = " | ".join(f"{name.replace('-', '[-_]')}*" for name in loaders.OWN)
+    own = own.replace("[-_][-_]", "--")
+    return _LOADER.format(own=own, words=shlex.join(handoff.loader))
 
 
 def _on_trial(handoff: Handoff) -> list[str]:
     """Name the levers that a start which crashed goes without."""
-    possible = levers.ON_TRIAL if handoff.interpreter else ("fork",)
-    return [name for name in possible if name in handoff.levers]
+    possible = {"fork": True, "imports": handoff.interpreter, "loader": handoff.loader}
+    return [name for name in levers.ON_TRIAL if name in handoff.levers and possible[name]]
 
 
 def _beside(command: str) -> str:
