@@ -37,6 +37,7 @@ The warm dir, local to a pod, mounted at the same absolute path in warmer and in
         config/                             what vLLM would keep under HOME, whose place it hashes
         shim/                               package metadata that a renamed engine build lacks
         handoff/{handoff.json,env,keys.json,serve,plan.json}, and the scripts that those run
+        handoff/early.json                  while a prefill is at work: what `serve --wait` may start in
         logs/                               what the engine said while kernels were built
         lock                                one prefill at a time works in a warm dir
         use                                 the name of this warm dir's record under uses/
@@ -62,7 +63,7 @@ ARCHIVE: Final = "tree.tar.zst"
 MANIFEST: Final = "manifest.json"
 
 HANDOFF_FILES: Final = (
-    *("check.py", "ready.py", "start.py", "ahead.py", "installed.py"),
+    *("check.py", "ready.py", "start.py", "early.py", "ahead.py", "installed.py"),
     *("env", "keys.json", "serve", "handoff.json"),
 )
 """In the order they are written: `handoff.json` last says the others are there."""
@@ -240,6 +241,11 @@ class WarmDir:
     def plan(self) -> str:
         """The pieces the running prefill wants; lets the probe tell busy from missing."""
         return os.path.join(self.root, "handoff", "plan.json")
+
+    @property
+    def early(self) -> str:
+        """What the running prefill foretells of the handoff, for a server that imports meanwhile."""
+        return os.path.join(self.root, "handoff", "early.json")
 
     @property
     def logs(self) -> str:
