@@ -224,6 +224,7 @@ def decode(data: bytes, versions: Mapping[str, str | None]) -> Trial:
     """
     try:
         record = json.loads(data)
+        known = record["schema_version"] == SCHEMA_VERSION
         trial = Trial(
             holds_for=dict(record["for"]),
             device=str(record["device"])[:200],
@@ -243,7 +244,7 @@ def decode(data: bytes, versions: Mapping[str, str | None]) -> Trial:
         )
     except (KeyError, TypeError, OverflowError, AttributeError, RecursionError) as exc:
         raise ValueError("is no record of a measure") from exc
-    if record["schema_version"] != SCHEMA_VERSION or trial.holds_for != versions:
+    if not known or trial.holds_for != versions:
         raise ValueError("holds for something else")
     measured = trial.seconds.get(DEFAULT) and trial.seconds.get(trial.chosen)
     if trial.chosen not in NAMES or not (trial.chosen == DEFAULT or measured):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,7 +57,7 @@ def command(warm_dir: str, wait: float, serve_args: tuple[str, ...]) -> None:
     The same thing without warmer installed: <warm dir>/handoff/serve.
     """
     warm = WarmDir(settings.parse_directory(warm_dir, "--warm-dir"))
-    until = time.monotonic() + wait
+    until, tried = time.monotonic() + wait, False
     while not os.path.isfile(os.path.join(warm.handoff, "handoff.json")):
         if not wait:
             raise UsageError(
@@ -70,8 +71,10 @@ def command(warm_dir: str, wait: float, serve_args: tuple[str, ...]) -> None:
                 reason="no-handoff",
                 hint="the log of warmer prefill says why; --wait bounds the waiting",
             )
-        if (early := _early(warm)) is not None:
-            _import(warm, early, until, serve_args)
+        if not tried and (early := _early(warm)) is not None:
+            tried = True
+            with suppress(OSError):  # then nothing is imported before its time
+                _import(warm, early, until, serve_args)
         time.sleep(_POLL)
     script = os.path.join(warm.handoff, "serve")
     os.execv(script, [script, *serve_args])  # noqa: S606 - becoming the server is the point
@@ -96,8 +99,9 @@ def _import(
     memory, not in words or files: it may hold secrets.
     """
     original = {n: v for n, v in os.environ.items() if n != variable("--signing-key")}
-    kept = os.memfd_create("environment", 0)
-    os.write(kept, json.dumps(original).encode())
+    kept = os.memfd_create("told", 0)
+    with open(kept, "w", encoding="ascii", closefd=False) as f:
+        json.dump({**early, "original": original}, f)
     os.lseek(kept, 0, os.SEEK_SET)
     environment = original | {str(n): str(v) for n, v in early["env"].items()}
     if directory := os.path.dirname(early["command"][0]):

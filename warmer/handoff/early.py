@@ -1,6 +1,6 @@
 """Import vLLM before the handoff is there, and become its server once it is.
 
-    python early.py <handoff directory> <seconds> <original environment> [arguments]
+    python early.py <handoff directory> <seconds> <what is foretold> [arguments]
     python3 -IS early.py --hold <socket> <cold> <program> <command> [arguments]
 
 `warmer serve --wait` runs the first, by the Python that vLLM runs on, in the environment that a prefill
@@ -153,20 +153,19 @@ def ends(number: int, _frame: object) -> None:
     os._exit(128 + number)
 
 
-def main(directory: str, seconds: str, original: str, *words: str) -> None:
+def main(directory: str, seconds: str, told: str, *words: str) -> None:
     """Import, wait, and become the server.
 
     Args:
-        directory: where the handoff will be; `early.json` there says what is foretold.
+        directory: where the handoff will be.
         seconds: how long to wait for it.
-        original: a descriptor from which the environment without what is foretold is read.
+        told: a descriptor from which is read what is foretold, and the environment without it.
         words: further arguments of `vllm serve`.
     """
     before = {number: signal.signal(number, ends) for number in (signal.SIGTERM, signal.SIGINT)}
-    with open(int(original), encoding="utf-8") as f:
-        waiter = Waiter(directory, float(seconds), json.load(f))
-    with open(os.path.join(directory, "early.json"), encoding="utf-8") as f:
+    with open(int(told), encoding="utf-8") as f:
         early = json.load(f)
+    waiter = Waiter(directory, float(seconds), early["original"])
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import start  # type: ignore[import-not-found]  # noqa: PLC0415 - the file beside this one
 
