@@ -13,7 +13,7 @@ from warmer import families, loaders, ranks
 from warmer.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from warmer import argv
 

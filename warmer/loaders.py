@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from warmer.model import canonical
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from warmer.machine import Accelerator, Stack
 

@@ -203,6 +203,18 @@ def test_after_a_crash_the_server_is_a_fresh_one_and_each_start_counts_once(pod,
     assert len(pod.starts) == before + 1
 
 
+def test_a_server_that_imported_early_and_is_stopped_before_it_is_ready_has_not_crashed(pod):
+    pod.hide()
+    with pod.serving(mode="slow=600") as process:
+        pod.imported(process)
+        pod.show()
+        eventually(lambda: pod.starts)
+        process.terminate()
+        assert runs.finish(process, 60).code == -signal.SIGTERM
+    eventually(lambda: runs.unwatched(pod.place.warm))
+    assert runs.listing(pod.warm.starts) == []
+
+
 def test_a_handoff_that_is_there_is_not_waited_for(pod):
     with pod.serving() as process:
         pod.ready(process)

@@ -62,7 +62,9 @@ def start(
     )
     settings = dataclasses.replace(settings, environment=environment or {})
     host = Host(stack, accelerator, None)
-    how = wanted.start(settings, host, MODEL, WarmDir("/w"), configured=configured or {}, trial=trial)
+    how = wanted.start(
+        settings, host, MODEL, WarmDir("/w"), configured=configured or {}, trial=trial
+    )
     return how, wanted.want(settings, host, MODEL, how, {})
 
 

@@ -1,7 +1,7 @@
 """Import vLLM before the handoff is there, and become its server once it is.
 
     python early.py <handoff directory> <seconds> <what is foretold> [arguments]
-    python3 -IS early.py --hold <socket> <cold> <program> <command> [arguments]
+    python3 -IS early.py --hold <socket> <cold> <record, or nothing> <command> [arguments]
 
 `warmer serve --wait` runs the first, by the Python that vLLM runs on, in the environment that a prefill
 which is still at work has foretold. It imports as `start.py` does, waits for the handoff, and has the
@@ -40,14 +40,15 @@ _LATE = ("VLLM_WORKER_MULTIPROC_METHOD",)
 _PLAIN = ("_", "LC_CTYPE", "OLDPWD", "PWD", "SHLVL", HOLD)
 """What shells and Python itself set."""
 _POLL, _ANSWER = 0.1, 120.0
+_ANSWERED = ("cold", "record", "command", "environment")
 _LATE_CODE = 3
 
 
-def hold(number: str, cold: str, *command: str) -> None:
+def hold(number: str, cold: str, record: str, *command: str) -> None:
     """Tell what would be run, then hold on to what was inherited until the server ends."""
     with socket.socket(fileno=int(number)) as server:
         environment = {name: value for name, value in os.environ.items() if name != HOLD}
-        answer = {"cold": cold, "command": command, "environment": environment}
+        answer = {"cold": cold, "record": record, "command": command, "environment": environment}
         server.sendall(json.dumps(answer).encode())
         server.shutdown(socket.SHUT_WR)
         null = os.open(os.devnull, os.O_RDWR)
@@ -66,6 +67,7 @@ class Waiter:
         self.until = time.monotonic() + seconds
         self.original = original
         self.foretold = dict(os.environ)
+        self.record = ""
 
     def wait(self) -> None:
         """Wait until the handoff is there; without one in time, end with 3."""
@@ -100,7 +102,7 @@ class Waiter:
             while more := mine.recv(1 << 16):
                 said += more
             answer = json.loads(said)
-            return {name: answer[name] for name in ("cold", "command", "environment")}, mine
+            return {name: answer[name] for name in _ANSWERED}, mine
         except (OSError, ValueError, KeyError, TypeError):
             mine.close()
             child.kill()
@@ -134,6 +136,7 @@ class Waiter:
         if other or not self.same(environment):
             os.set_inheritable(held.fileno(), True)  # noqa: FBT003 - its only parameter
             self.afresh(whole[0], whole[1:], environment)
+        self.record = str(answer["record"])
         held.detach()  # open until this process, and whatever it forks, has ended
         for name in _LATE:
             if name in environment:
@@ -179,12 +182,14 @@ def main(directory: str, seconds: str, told: str, *words: str) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
         becoming = True
+        if waiter.record:
+            start.heed(waiter.record)
         return whole
 
     command = [str(word) for word in early["command"]]
     if command[1:2] == ["-m"] or start.begins_with(command[0], sys.executable):
         try:
-            start.main(early["notes"], command, handed)
+            start.main(early["notes"], command, handed=handed)
         except BaseException as exc:
             if becoming:
                 raise
