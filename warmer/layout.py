@@ -12,6 +12,7 @@ The volume, shared by many pods and written by warmer alone::
         locks/<kind>-<key>.lock             held while that key is being filled; replaced at a takeover
         locks/gc.lock                       one gc at a time works on a volume
         refs/<slug>.json                    what a moving revision resolved to, when the hub was asked
+        loaders/<weights key>-<versions>.json  which of vLLM's loaders was measured to be fastest here
         uses/<pod>.json                     what a warm dir was handed; its age is the file's own
         uses/<pod>.live                     locked by the server while it runs
         uses/since                          how long uses have been recorded: the file's own age
@@ -36,6 +37,7 @@ The warm dir, local to a pod, mounted at the same absolute path in warmer and in
         config/                             what vLLM would keep under HOME, whose place it hashes
         shim/                               package metadata that a renamed engine build lacks
         handoff/{handoff.json,env,keys.json,serve,plan.json}, and the scripts that those run
+        handoff/early.json                  while a prefill is at work: what `serve --wait` may start in
         logs/                               what the engine said while kernels were built
         lock                                one prefill at a time works in a warm dir
         use                                 the name of this warm dir's record under uses/
@@ -61,7 +63,7 @@ ARCHIVE: Final = "tree.tar.zst"
 MANIFEST: Final = "manifest.json"
 
 HANDOFF_FILES: Final = (
-    *("check.py", "ready.py", "start.py", "ahead.py", "installed.py"),
+    *("check.py", "ready.py", "start.py", "early.py", "ahead.py", "installed.py"),
     *("env", "keys.json", "serve", "handoff.json"),
 )
 """In the order they are written: `handoff.json` last says the others are there."""
@@ -163,6 +165,10 @@ class Volume:
         """Held by the one gc that works on the volume."""
         return os.path.join(self.top, "locks", "gc.lock")
 
+    def loader(self, name: str) -> str:
+        """What was measured of vLLM's loaders, for one model and one set of versions."""
+        return os.path.join(self.top, "loaders", f"{name}.json")
+
     def ref(self, slug: str) -> str:
         """What the moving revisions of one model last resolved to."""
         return os.path.join(self.top, "refs", f"{slug}.json")
@@ -235,6 +241,11 @@ class WarmDir:
     def plan(self) -> str:
         """The pieces the running prefill wants; lets the probe tell busy from missing."""
         return os.path.join(self.root, "handoff", "plan.json")
+
+    @property
+    def early(self) -> str:
+        """What the running prefill foretells of the handoff, for a server that imports meanwhile."""
+        return os.path.join(self.root, "handoff", "early.json")
 
     @property
     def logs(self) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from warmer import families, ranks
+from warmer import families, loaders, ranks
 from warmer.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from warmer import argv
 
@@ -55,6 +55,12 @@ LEVERS: Final = (
         "memory of the imports is kept from the collector, as vLLM does itself once it is ready",
     ),
     Lever(
+        "loader",
+        "weights are loaded as was measured to be fastest on this volume by prefill --tune-loader",
+        "other code is in the way of the weights, and some takes more memory of the node; the start "
+        "after one that crashed goes without",
+    ),
+    Lever(
         "read-ahead",
         "libraries, sources and weights are read into the page cache while vLLM is imported",
         "it may push out of memory what others have cached on the node; bounded by --read-ahead",
@@ -73,7 +79,7 @@ VARIABLES: Final = {
 }
 """Those that are variables of the environment block, which a start without them lacks."""
 
-ON_TRIAL: Final = ("fork", "imports")
+ON_TRIAL: Final = ("fork", "imports", "loader")
 """Those that a start which crashed goes without."""
 
 
@@ -116,7 +122,8 @@ def decide(
     flags: argv.Flags,
     inherited: Mapping[str, str],
     read_ahead: int | None,
-    configured: Container[str],
+    configured: Collection[str],
+    trial: loaders.Trial | None = None,
 ) -> dict[str, State]:
     """Say of every lever whether this start uses it.
 
@@ -127,6 +134,7 @@ def decide(
         inherited: the environment; who sets a lever's variable has decided.
         read_ahead: bytes at most; None as memory allows, 0 none.
         configured: flags that a YAML file of vLLM's own sets.
+        trial: what was measured of loaders on this volume.
     """
     states = {name: State(on=True) for name in NAMES}
     spread = ranks.several(flags, configured)
@@ -137,9 +145,15 @@ def decide(
         # their collectives, and those that do not have gone on.
         why = f"{spread}: where one rank measures and another does not, they wait for each other"
         states["startup-plan"] = State(on=False, why=why)
+    states["loader"] = _loader(flags, configured, spread)
     states |= {name: State(on, f"--lever {name}={_WORDS[on]}") for name, on in chosen.items()}
     if read_ahead == 0:
         states["read-ahead"] = State(on=False, why="--read-ahead off")
+    loader = states["loader"]
+    if loader.on and (reason := _nothing_to_choose(trial, flags, configured)):
+        states["loader"] = State(on=False, why=reason)
+    elif loader == State(on=True) and trial is not None:
+        states["loader"] = State(on=True, why=trial.reason)
     return states
 
 
@@ -151,3 +165,22 @@ def _fork(accelerator: str, inherited: Mapping[str, str], spread: str) -> State:
     if spread:
         return State(on=False, why=f"{spread}: measured with one rank alone")
     return State(on=True)
+
+
+def _loader(flags: argv.Flags, configured: Collection[str], spread: str) -> State:
+    if flag := loaders.unmeasured(flags, configured):
+        return State(on=False, why=f"{flag}: measured without it")
+    if spread:
+        return State(on=False, why=f"{spread}: measured with one rank alone")
+    return State(on=True)
+
+
+def _nothing_to_choose(
+    trial: loaders.Trial | None, flags: argv.Flags, configured: Collection[str]
+) -> str:
+    """Say why there is no loader to choose, whoever insists; empty where there is one."""
+    if own := loaders.own(flags, configured):
+        return f"{own} is given"
+    if trial is None:
+        return "none was measured on this volume: prefill --tune-loader does"
+    return "" if trial.flags else trial.reason

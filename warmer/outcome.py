@@ -13,6 +13,7 @@ from warmer.tally import Tally
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
 
+    from warmer.loaders import Trial
     from warmer.model import Kind, Plan
     from warmer.proof import Proof
 
@@ -35,6 +36,7 @@ class Outcome:
         built: whether kernels were built here.
         without: kinds the server starts without, with the reason.
         proof: what the engine's second run showed, where that was asked for.
+        trial: what was measured of vLLM's loaders, where that was asked for.
         left: the second plan; empty unless something is wrong.
     """
 
@@ -51,6 +53,7 @@ class Outcome:
     built: bool = False
     without: dict[Kind, str] = field(default_factory=dict)
     proof: Proof | None = None
+    trial: Trial | None = None
     left: Plan | None = None
 
     @property

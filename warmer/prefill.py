@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from warmer import clearing, stages, tally, usage
+from warmer import clearing, stages, tally, tuning, usage
 from warmer.errors import BusyError, IntegrityError, NotWarmError, VolumeError, WarmerError
 from warmer.fill import publish, restore, stagings, uses
 from warmer.fill.claim import Claims
@@ -55,6 +55,7 @@ def prefill(settings: Settings) -> Outcome:
         )
     try:
         restore.sweep(warm)
+        write.withdraw_early(warm)
         if settings.compile == "harvest":
             clearing.anew(warm)
         with outcome.timed("observe"):
@@ -69,6 +70,7 @@ def prefill(settings: Settings) -> Outcome:
             local = lock.mechanism == "file"
             write.announce(warm, volume, situation.wanted.keys, on_volume=local)
             claims = Claims(lambda: open_lock(lock, volume=volume, me=me), outcome.seconds)
+            _foretell(situation, outcome)
             situation = _fill_weights(situation, outcome, claims)
             situation = _fill_kernels(situation, outcome, claims, remote)
             outcome.waited, outcome.takeovers = claims.waited, claims.takeovers
@@ -79,10 +81,15 @@ def prefill(settings: Settings) -> Outcome:
         if settings.prove:
             with outcome.timed("prove"):
                 outcome.proof = prove(situation, outcome.without)
+        if settings.tune_loader and "weights" not in outcome.without:
+            with outcome.timed("loaders"):
+                situation = tuning.tune(situation)
+                outcome.trial = situation.trial
         with outcome.timed("handoff"):
             clearing.clear(situation, outcome.without)
             _use(situation, outcome)
             hand_off(situation, outcome.without)
+            write.withdraw_early(warm)
             _leave_numbers(situation, outcome)
     finally:
         grant.release()
@@ -99,6 +106,30 @@ def _leave_numbers(s: Situation, outcome: Outcome) -> None:
     with suppress(VolumeError):  # numbers are no reason not to start
         done = outcome.tally(s.wanted.model.scheme, s.wanted.keys)
         write.outcome(s.warm, tally.encode(done))
+
+
+def _foretell(s: Situation, outcome: Outcome) -> None:
+    """Let a server that waits (`serve --wait`) import meanwhile, where no engine is run here.
+
+    It needs its bytecode at once. Where what it is told turns out to be wrong, it begins anew.
+    """
+    steps, stack = s.plan.steps, s.host.stack
+    bytecode = s.held.held.get("bytecode")
+    if (
+        stack is None
+        or any(step.action == "build" for step in steps)
+        or all(step.action == "restore" for step in steps)
+        or set(outcome.without) - {"bytecode"}
+        or (bytecode is not None and bytecode.verdict != "sealed")
+    ):
+        return
+    with suppress(VolumeError, IntegrityError):  # whoever needs it next says so
+        if bytecode is not None and not bytecode.restored:
+            key, trust = s.wanted.keys["bytecode"], s.settings.trust
+            restore.restore(s.volume, s.warm, key, bytecode.generation, trust=trust)
+        if stack.shim:
+            write.write_shim(s.warm, stack.shim)
+        write.foretell(s.warm, stack=stack, env=s.how.env)
 
 
 def _use(s: Situation, outcome: Outcome) -> None:

@@ -65,6 +65,7 @@ class Settings:
         adopt: Hugging Face caches and folders whose files are taken instead of fetched ones.
         writing: how weights are written.
         workers: processes that fetch weights; None chooses by the CPUs there are.
+        tune_loader: measure vLLM's loaders on the volume, where that has not been done.
         prove: start the engine once more before the handoff, and insist that it builds nothing.
         me: how this process is named to waiters.
         vllm: path of the `vllm` command; None finds it.
@@ -92,6 +93,7 @@ class Settings:
     adopt: tuple[str, ...] = ()
     writing: Writing = Writing()
     workers: int | None = None
+    tune_loader: bool = False
     prove: bool = False
     me: str = ""
     vllm: str | None = None

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from warmer import argv, wanted, yamltext
+from warmer import argv, keys, loaders, wanted, yamltext
 from warmer.errors import SourceError, UsageError
-from warmer.fill import adopt, revision, weights
+from warmer.fill import adopt, revision, trial, weights
 from warmer.fill.sources.registry import open_source
 from warmer.fill.sources.retry import Patience, Retrying
 from warmer.layout import FILES, Volume, WarmDir
@@ -48,6 +48,7 @@ class Situation:
         plan: what to do.
         listing: the model's files, where the source was asked for them.
         asked: whether the remote bucket has been asked for what is missing.
+        trial: what was measured of loaders on the volume, for this model and this machine.
     """
 
     settings: Settings
@@ -61,6 +62,7 @@ class Situation:
     plan: Plan
     listing: weights.Listing | None = None
     asked: bool = False
+    trial: loaders.Trial | None = None
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -109,10 +111,25 @@ def _wish(settings: Settings) -> Situation:
     if load_format and "--load-format" not in settings.flags:
         chosen = dataclasses.replace(settings.selection, load_format=load_format)
         settings = dataclasses.replace(settings, selection=chosen)
-    how = wanted.start(settings, host, model, warm, configured=configured)
+    tried = None
+    if host.stack is not None and host.accelerator is not None:
+        versions = loaders.holds_for(host.stack, host.accelerator)
+        tried = trial.read(volume, keys.weights_key(model, settings.selection).digest, versions)
+    how = wanted.start(settings, host, model, warm, configured=configured, trial=tried)
     want = wanted.want(settings, host, model, how, digests)
     patient = Retrying(source, budget=settings.retry, patience=patience)
-    return Situation(settings, volume, warm, host, patient, how, want, Inventory({}), Plan(()))
+    return Situation(
+        settings,
+        volume,
+        warm,
+        host,
+        patient,
+        how,
+        want,
+        Inventory({}),
+        Plan(()),
+        trial=tried,
+    )
 
 
 def again(situation: Situation) -> Situation:
@@ -191,9 +208,9 @@ def _configs(settings: Settings) -> tuple[dict[str, str], dict[str, str], str]:
                 reason="bad-config",
                 hint="check it with `vllm serve --config`",
             ) from exc
-        keys = {str(key).replace("_", "-"): value for key, value in values.items()}
-        load_format = str(keys.get("load-format") or load_format)
-        for key in keys:
+        named = {str(key).replace("_", "-"): value for key, value in values.items()}
+        load_format = str(named.get("load-format") or load_format)
+        for key in named:
             if key in _NOT_IN_A_FILE or key.startswith("ssl-"):
                 raise UsageError(
                     f"got {key} in {where}, expected it on the command line",
@@ -201,5 +218,5 @@ def _configs(settings: Settings) -> tuple[dict[str, str], dict[str, str], str]:
                     hint="the model goes to warmer's --model; where to listen comes after --",
                 )
         digests[path] = hashlib.sha256(data).hexdigest()
-        flags |= {f"--{key}": str(value) for key, value in keys.items()}
+        flags |= {f"--{key}": str(value) for key, value in named.items()}
     return digests, flags, load_format

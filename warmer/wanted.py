@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from warmer.layout import WarmDir
+    from warmer.loaders import Trial
     from warmer.machine import Host
     from warmer.model import ModelRef
     from warmer.settings import Settings
@@ -30,6 +31,7 @@ class Start:
         build_env: the whole environment of the build run; no secrets, nothing of warmer's own.
         levers: what makes the start faster, and whether it is used.
         configured: flag → value, as a YAML file of vLLM's own sets them.
+        loader: further arguments, which choose how weights are loaded; not for what is built.
     """
 
     model_path: str
@@ -39,10 +41,17 @@ class Start:
     build_env: Mapping[str, str]
     levers: Mapping[str, levers.State] = field(default_factory=dict)
     configured: Mapping[str, str] = field(default_factory=dict)
+    loader: tuple[str, ...] = ()
 
 
 def start(
-    settings: Settings, host: Host, model: ModelRef, warm: WarmDir, *, configured: Mapping[str, str]
+    settings: Settings,
+    host: Host,
+    model: ModelRef,
+    warm: WarmDir,
+    *,
+    configured: Mapping[str, str],
+    trial: Trial | None = None,
 ) -> Start:
     """Decide how the server will be started.
 
@@ -52,6 +61,7 @@ def start(
         model: at its resolved revision.
         warm: the warm dir.
         configured: flag → value, as a YAML file of vLLM's own sets them.
+        trial: what was measured of loaders on the volume.
     """
     inherited = settings.environment
     block: dict[str, str] = {}
@@ -73,6 +83,7 @@ def start(
         inherited=inherited,
         read_ahead=settings.read_ahead,
         configured=configured,
+        trial=trial,
     )
     for name, variables in levers.VARIABLES.items():
         if not states[name].on:
@@ -97,6 +108,7 @@ def start(
         build_env=clean | block | {n: v for n, v in families.BUILDING.items() if n in block},
         levers=states,
         configured=configured,
+        loader=trial.flags if trial is not None and states["loader"].on else (),
     )
 
 

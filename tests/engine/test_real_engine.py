@@ -13,6 +13,7 @@ sys.path.insert(0, os.path.join(HERE, "..", "support"))
 from enginepod import ARGS
 
 from warmer.listen import Address, Listener
+from warmer.loaders import NAMES
 from warmer.report import spans
 
 pytestmark = pytest.mark.engine
@@ -43,13 +44,38 @@ def test_a_warm_start_of_a_new_pod_compiles_nothing(warm):
     assert log.phases["engine_init"] > 0
 
 
-def test_another_port_and_telemetry_are_no_miss_and_the_engine_agrees(pod, warm, tmp_path):
+@pytest.fixture(scope="module")
+def loaders(pod, warm):
+    """What was measured of the engine's loaders; of them, the handoff then has `prefetch`."""
+    done = pod.warmer("prefill", "--tune-loader", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["loaders"]
+    directory = os.path.join(pod.volume, "v1", "loaders")
+    (record,) = (os.path.join(directory, name) for name in os.listdir(directory))
+    with open(record, encoding="utf-8") as f:
+        kept = json.load(f)
+    with open(record, "w", encoding="utf-8") as f:
+        json.dump(kept | {"chosen": "prefetch"}, f)
+    assert pod.warmer("prefill").returncode == 0
+    return found
+
+
+def test_the_loaders_of_the_engine_are_measured_on_the_volume(loaders):
+    assert loaders["seconds"].keys() >= {"default", "prefetch", "multithread"}
+    assert loaders["seconds"].keys() | loaders["left_out"].keys() >= {*NAMES}
+    assert loaders["chosen"] in loaders["seconds"]
+
+
+def test_another_port_loader_telemetry_and_early_imports_are_no_miss_and_the_engine_agrees(
+    pod, warm, loaders, tmp_path
+):
     assert pod.missing(*ARGS, "--port", "8123") == {}
     before = pod.compiled()
 
     with Listener(Address("127.0.0.1", 0)) as listener:  # every server has a port of its own
-        log, fingerprint = pod.serve(tmp_path / "port.log", listener=listener)
+        log, fingerprint = pod.serve(tmp_path / "port.log", listener=listener, early=True)
 
+    assert "'safetensors_load_strategy': 'prefetch'" in (tmp_path / "port.log").read_text()
     assert pod.compiled() - before == set()
     assert log.cache != "rebuilt"
     assert fingerprint == warm[1]

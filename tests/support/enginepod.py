@@ -6,14 +6,23 @@ import shutil
 import subprocess
 import sys
 
+import runs
 from server import Server
 
 from warmer.families import EXCLUDED
 from warmer.fill import members
+from warmer.handoff import write
+from warmer.layout import WarmDir
+from warmer.observe import stack
 from warmer.report import log as start_log
 
 MODEL = "demo/tiny-llama"
 ARGS = ("--max-model-len", "512")
+
+
+def read(path):
+    with open(path, encoding="utf-8", errors="replace") as f:
+        return f.read()
 
 
 class Pod:
@@ -42,10 +51,11 @@ class Pod:
         tree = os.path.join(self.warm_dir, "cache", "compile")
         return set(members.scan(tree, EXCLUDED).members)
 
-    def serve(self, log, *more, listener=None):
+    def serve(self, log, *more, listener=None, early=False):
         """Start the server by the handoff, ask for one completion, stop it.
 
-        With a `listener` it sends the spans of its start there, and is stopped after they came.
+        With a `listener` it sends the spans of its start there, and is stopped after they came. If it is
+        `early`, it is started before there is a handoff, and imports meanwhile.
 
         Returns its log, and vLLM's own digest of its configuration: a part of every key under
         which it compiles, told by vLLM 0.32 and newer in each answer.
@@ -55,8 +65,22 @@ class Pod:
         if listener is not None:
             more = (*more, "--otlp-traces-endpoint", listener.url)
             env = dict(env, OTEL_EXPORTER_OTLP_TRACES_PROTOCOL="http/protobuf")
-        with Server([script, *more], log=log, env=env) as server:
+        argv, record = [script], os.path.join(self.warm_dir, "handoff", "handoff.json")
+        if early:
+            with open(record, encoding="utf-8") as f:
+                foretold = json.load(f)["env"]
+            write.foretell(WarmDir(self.warm_dir), stack=stack.find(None), env=foretold)
+            os.rename(record, f"{record}.hidden")
+            argv = [sys.executable, "-m", "warmer", "serve", "--warm-dir", self.warm_dir]
+            argv += ["--wait", "600", "--"]
+        with Server([*argv, *more], log=log, env=env) as server:
+            process = f"/proc/{server.process.pid}"
+            if early:
+                server._starts = os.path.join(self.warm_dir, "starts")
+                runs.eventually(lambda: "libtorch" in read(f"{process}/maps"), 600)
+                os.rename(f"{record}.hidden", record)
             server.wait_ready()
+            assert not early or "/early.py\0" in read(f"{process}/cmdline"), "it was thrown away"
             answer = server.complete(MODEL)
             assert listener is None or listener.wait(60), "no span says that the start is over"
         assert answer["choices"][0]["text"]

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from warmer import argv, families, levers, wanted
+from warmer import argv, families, levers, loaders, wanted
 from warmer.errors import UsageError
 from warmer.layout import WarmDir
 from warmer.machine import Accelerator, Host, Stack
@@ -29,7 +29,20 @@ PREFIX = "PYTHONPYCACHEPREFIX"
 PLAN = "VLLM_ENABLE_STARTUP_PLAN"
 
 
-def decide(*chosen, accelerator="gpu", serve=(), inherited=None, read_ahead=None, configured=()):
+VERSIONS = loaders.holds_for(STACK, GPU)
+SECONDS = {"default": (9.0, 8.0), "prefetch": (2.0, 3.0)}
+TRIAL = loaders.Trial(VERSIONS, "a GPU", 1, SECONDS, chosen="prefetch")
+
+
+def decide(
+    *chosen,
+    accelerator="gpu",
+    serve=(),
+    inherited=None,
+    read_ahead=None,
+    configured=(),
+    trial=TRIAL,
+):
     return levers.decide(
         levers.parse(chosen),
         accelerator=accelerator,
@@ -37,16 +50,21 @@ def decide(*chosen, accelerator="gpu", serve=(), inherited=None, read_ahead=None
         inherited=inherited or {},
         read_ahead=read_ahead,
         configured=configured,
+        trial=trial,
     )
 
 
-def start(*chosen, accelerator=GPU, stack=STACK, configured=None, environment=None, **changed):
+def start(
+    *chosen, accelerator=GPU, stack=STACK, configured=None, environment=None, trial=TRIAL, **changed
+):
     settings = Settings(
         volume="/v", warm_dir="/w", model=MODEL, levers=levers.parse(chosen), **changed
     )
     settings = dataclasses.replace(settings, environment=environment or {})
     host = Host(stack, accelerator, None)
-    how = wanted.start(settings, host, MODEL, WarmDir("/w"), configured=configured or {})
+    how = wanted.start(
+        settings, host, MODEL, WarmDir("/w"), configured=configured or {}, trial=trial
+    )
     return how, wanted.want(settings, host, MODEL, how, {})
 
 
@@ -131,6 +149,56 @@ def test_how_much_is_read_ahead_is_a_size_or_a_word(text, most):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(UsageError):
         parse_read_ahead(text)
+
+
+def test_the_loader_that_was_measured_is_used_and_says_what_it_gained():
+    state = decide()["loader"]
+    assert state.on
+    assert "prefetch: 3.00 s for 8.00 s by default" in state.why
+    assert start()[0].loader == ("--safetensors-load-strategy", "prefetch")
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ({"trial": None}, "--tune-loader"),
+        ({"trial": loaders.Trial(VERSIONS)}, "none is faster"),
+        ({"trial": loaders.Trial(VERSIONS, why="it is begun")}, "it is begun"),
+        ({"serve": ["--load-format", "auto"]}, "--load-format is given"),
+        ({"serve": ["--load_format=auto"]}, "--load-format is given"),
+        ({"serve": ["--safetensors-prefetch-num-threads", "2"]}, "is given"),
+        ({"serve": ["--model-loader-extra-config.num_threads", "2"]}, "is given"),
+        ({"configured": ["--safetensors-load-strategy"]}, "is given"),
+    ],
+    ids=str,
+)
+def test_no_loader_is_chosen_where_none_was_measured_or_the_user_chose_whoever_insists(how, why):
+    for chosen in ((), ("loader=on",)):
+        state = decide(*chosen, **how)["loader"]
+        assert (state.on, why in state.why) == (False, True)
+    assert decide("loader=off", **how)["loader"].why == "--lever loader=off"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"serve": ["-tp", "2"]},
+        {"configured": ["--pipeline-parallel-size"]},
+        {"serve": ["--quantization", "bitsandbytes"]},
+        {"serve": ["--speculative-config", "{}"]},
+    ],
+    ids=str,
+)
+def test_no_loader_is_chosen_where_a_start_loads_other_than_was_measured(how):
+    assert "measured with" in decide(**how)["loader"].why
+    assert not decide(**how)["loader"].on
+    assert decide("loader=on", **how)["loader"].on, "who insists gets it"
+
+
+def test_what_warmer_itself_runs_loads_by_default():
+    how, _ = start()
+    assert not set(how.loader) & set(how.argv)
+    assert start("loader=off")[0].loader == ()
 
 
 # --- what they are to the keys and the environment ------------------------------------------------

@@ -304,6 +304,39 @@ def test_what_is_said_to_be_gone_had_been_there(pod, names, said):
     unwatched(pod)
 
 
+MEASURED = ("--model-loader-extra-config", '{"enable_multithread_load":true,"x":"it\'s"}')
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_shell_loads_as_was_measured_until_a_start_crashes(pod, shell):
+    lever(pod, "loader", loader=MEASURED)
+    said, argv, _ = pod.serve("--port", "1", "--x", "it's", shell=shell)
+    assert (said, argv[2:]) == ("", ["--port", "1", "--x", "it's", *MEASURED])
+    unwatched(pod)
+    said, argv, _ = pod.serve("--port", "1", shell=shell)
+    assert said.startswith("warmer: a start crashed: now without loader\n")
+    assert argv[2:] == ["--port", "1"]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        ["--load-format", "dummy"],
+        ["--load_format=dummy"],
+        ["--load-form", "dummy"],
+        ["--safetensors-load-strategy=lazy"],
+        ["--safetensors_load_strategy", "lazy"],
+        ["--model_loader-extra-config", "{}"],
+        ["--config", "/c.yaml"],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shell", SHELLS)
+def test_who_tells_serve_how_to_load_has_chosen(pod, shell, own):
+    lever(pod, "loader", loader=MEASURED)
+    assert pod.serve("--port", "1", *own, shell=shell)[1][2:] == ["--port", "1", *own]
+
+
 def test_who_chose_how_processes_begin_has_chosen(pod):
     lever(pod, "fork")
     assert pod.serve("--port", "1", env={FORK: "spawn"})[2][FORK] == "spawn"
@@ -394,6 +427,7 @@ def test_the_shape_of_the_record_never_changes(pod):
         "env": {"A": "1", "B": "2"},
         "argv": ["--x", "ü"],
         "levers": [],
+        "loader": [],
         "crashed": "",
         "pieces": [
             {"kind": "weights", "key": "a" * 64, "restored": None} | whole | weights,

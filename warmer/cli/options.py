@@ -228,6 +228,12 @@ _FILLING: Final = (
         help="How long the engine run may take until it answers.",
     ),
     option(
+        "--tune-loader",
+        is_flag=True,
+        help="Measure which of vLLM's loaders is fastest on this volume for this model, where that "
+        "has not been done; the server uses it (--lever loader). Takes several cold loads.",
+    ),
+    option(
         "--prove",
         is_flag=True,
         help="Start the engine once more, as the server will, and fail (7) if it builds anything.",
@@ -268,6 +274,7 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
             direct=bool(values.get("direct")), keep_cached=not values.get("no_page_cache")
         ),
         prove=bool(values.get("prove")),
+        tune_loader=bool(values.get("tune_loader")),
         levers=levers.parse(values.get("lever") or ()),
         read_ahead=settings.parse_read_ahead(values.get("read_ahead") or "auto"),
         trust=trusting.read(values, environment),

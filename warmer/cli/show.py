@@ -14,6 +14,7 @@ from warmer.quantities import show_bytes
 from warmer.secrecy import printable
 
 if TYPE_CHECKING:
+    from warmer.loaders import Trial
     from warmer.machine import Host
     from warmer.model import Nearest, Step
     from warmer.outcome import Outcome
@@ -100,6 +101,7 @@ def outcome(done: Outcome, settings: Settings, *, as_json: bool) -> None:
             "throttled_seconds": done.throttled_s,
             "without": dict(done.without),
             "left": [_step(step) for step in left],
+            "loaders": None if done.trial is None else _trial(done.trial),
             "proof": None if done.proof is None else dataclasses.asdict(done.proof),
             "handoff": f"{settings.warm_dir}/handoff",
         }
@@ -111,10 +113,29 @@ def outcome(done: Outcome, settings: Settings, *, as_json: bool) -> None:
         _say(f"  without {kind}: {reason}")
     for step in left:
         _say(f"  still missing {step.kind}: {step.reason}")
+    if done.trial is not None:
+        for name, took in done.trial.seconds.items():
+            _say(f"  loader {name}: {', '.join(f'{one:.2f} s' for one in took)}")
+        for name, why in done.trial.left_out.items():
+            _say(f"  loader {name}: not measured: {why}")
+        where = "into the memory of the node, without a GPU" if done.trial.device == "cpu" else ""
+        _say(f"  {done.trial.reason}{f' ({where})' if where else ''}")
     if done.proof is not None:
         by = f" by any of {len(done.proof.ranks)} ranks" if done.proof.ranks else ""
         _say(f"proved: ready in {done.proof.ready:.1f} s, and nothing was built{by}")
     _say(f"next: {settings.warm_dir}/handoff/serve")
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    return {
+        "chosen": trial.chosen,
+        "reason": trial.reason,
+        "device": trial.device,
+        "bytes": trial.size,
+        "seconds": {name: list(took) for name, took in trial.seconds.items()},
+        "left_out": dict(trial.left_out),
+        "for": dict(trial.holds_for),
+    }
 
 
 def _say(line: str) -> None:

@@ -154,6 +154,7 @@ def _asides(volume: Volume) -> Iterator[Aside]:
     for directory, ours in (
         (volume.uses, _HALF.fullmatch),
         (os.path.join(volume.top, "refs"), _HALF.fullmatch),
+        (os.path.join(volume.top, "loaders"), _HALF.fullmatch),
         (os.path.join(volume.top, "locks"), re.compile(r".+\.lock\.[0-9a-f]{8}").fullmatch),
         (volume.doctor, re.compile(r"[0-9a-f]+").fullmatch),
     ):

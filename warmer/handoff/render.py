@@ -82,6 +82,7 @@ class Handoff:
         warm: where starts are counted, and go on without kernels; None: they are not.
         crashes: the directory on the volume where starts that crashed are told.
         levers: names of those this start uses (warmer/levers.py).
+        loader: further arguments of a start that has not crashed: how weights are loaded.
         interpreter: the Python that `command` runs on; empty where it is not known.
         read_ahead: bytes to read into the page cache at most; None as memory allows.
         harvest: what a sidecar may publish.
@@ -101,6 +102,7 @@ class Handoff:
     warm: WarmDir | None = None
     crashes: str = ""
     levers: Collection[str] = ()
+    loader: Sequence[str] = ()
     interpreter: str = ""
     read_ahead: int | None = None
     harvest: Harvest = Harvest()
@@ -168,6 +170,7 @@ def as_json(handoff: Handoff) -> dict[str, Any]:
         "env": dict(sorted(handoff.env.items())),
         "argv": list(handoff.argv),
         "levers": sorted(handoff.levers),
+        "loader": list(handoff.loader),
         "pieces": [_piece(piece) for piece in handoff.pieces],
         "crashed": handoff.crashed,
     }

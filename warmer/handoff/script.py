@@ -9,7 +9,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from warmer import __version__, families, freedoms, levers
+from warmer import __version__, families, freedoms, levers, loaders
 
 if TYPE_CHECKING:
     from warmer.handoff.render import Handoff
@@ -40,7 +40,7 @@ PATH="$PATH"{bin}
 export PATH
 extra=$#
 set -- serve {words} "$@"
-{watch}{note}{ahead}{levers}if command -v {program} >/dev/null 2>&1; then
+{watch}{note}{ahead}{levers}{hold_on}{start}if command -v {program} >/dev/null 2>&1; then
     exec {command} "$@"
 fi
 exec vllm "$@"
@@ -92,10 +92,30 @@ fi
 # A server that crashed is started again without these, before its kernels are suspected.
 _LEVERS: Final = """\
 if [ "$cold" -eq 0 ]; then
-{fork}{start}fi
+{levers}fi
+"""
+# Who gives `serve` an argument of his own about it, or a file that may, has decided.
+_LOADER: Final = """\
+    loader=measured
+    for word in "$@"; do
+        case "$word" in
+            {own} | --conf*) loader= ;;
+        esac
+    done
+    if [ -n "$loader" ]; then
+        set -- "$@" {words}
+    fi
 """
 _FORK: Final = """\
     export VLLM_WORKER_MULTIPROC_METHOD="${VLLM_WORKER_MULTIPROC_METHOD:-fork}"
+"""
+# `warmer serve --wait` has started this script, and is the server already, or runs it (early.py).
+_HOLD_ON: Final = """\
+if [ -n "${{WARMER_HOLD:-}}" ]; then
+    command -v {program} >/dev/null 2>&1 || exit 127
+    exec python3 -IS {early} --hold "$WARMER_HOLD" "${{cold:-8}}" "${{record:-}}" \\
+        {command} "$@"
+fi
 """
 _START: Final = """\
     if [ -x {interpreter} ] && command -v {program} >/dev/null 2>&1; then
@@ -135,7 +155,13 @@ def serve(handoff: Handoff, directory: str, identity: str) -> str:
         hold=_hold(handoff),
         watch=_watch(handoff, os.path.join(directory, "ready.py")),
         ahead=_ahead(handoff, os.path.join(directory, "ahead.py")),
-        levers=_levers(handoff, os.path.join(directory, "start.py")),
+        levers=_levers(handoff),
+        hold_on=_HOLD_ON.format(
+            program=shlex.quote(handoff.command[0]),
+            early=shlex.quote(os.path.join(directory, "early.py")),
+            command=shlex.join(handoff.command),
+        ),
+        start=_start(handoff, os.path.join(directory, "start.py")),
         bin=_beside(handoff.command[0]),
         words=shlex.join([handoff.model_path, *handoff.argv]),
         program=shlex.quote(handoff.command[0]),
@@ -200,9 +226,16 @@ def _ahead(handoff: Handoff, ahead: str) -> str:
     return _AHEAD.format(ahead=shlex.quote(ahead), words=shlex.join(words))
 
 
-def _levers(handoff: Handoff, start: str) -> str:
+def _levers(handoff: Handoff) -> str:
     """What a start does that has not crashed; where crashes are not counted, nothing."""
-    if handoff.warm is None or not handoff.suspects:
+    on = _on_trial(handoff)
+    used = (_FORK if "fork" in on else "") + (_loader(handoff) if "loader" in on else "")
+    return _LEVERS.format(levers=used) if used else ""
+
+
+def _start(handoff: Handoff, start: str) -> str:
+    """What runs vLLM's command with cheaper imports; likewise."""
+    if "imports" not in _on_trial(handoff) or handoff.warm is None:
         return ""
     started = _START.format(
         interpreter=shlex.quote(handoff.interpreter),
@@ -211,15 +244,22 @@ def _levers(handoff: Handoff, start: str) -> str:
         notes=shlex.quote(handoff.warm.notes),
         command=shlex.join(handoff.command),
     )
-    on = _on_trial(handoff)
-    fork, start = _FORK if "fork" in on else "", started if "imports" in on else ""
-    return _LEVERS.format(fork=fork, start=start) if on else ""
+    return _LEVERS.format(levers=started)
+
+
+def _loader(handoff: Handoff) -> str:
+    """What says how weights are loaded; vLLM takes both spellings of a flag."""
+    own = " | ".join(f"{name.replace('-', '[-_]')}*" for name in loaders.OWN)
+    own = own.replace("[-_][-_]", "--")
+    return _LOADER.format(own=own, words=shlex.join(handoff.loader))
 
 
 def _on_trial(handoff: Handoff) -> list[str]:
-    """Name the levers that a start which crashed goes without."""
-    possible = levers.ON_TRIAL if handoff.interpreter else ("fork",)
-    return [name for name in possible if name in handoff.levers]
+    """Name the levers that a start which crashed goes without; none where crashes are not counted."""
+    if handoff.warm is None or not handoff.suspects:
+        return []
+    possible = {"fork": True, "imports": handoff.interpreter, "loader": handoff.loader}
+    return [name for name in levers.ON_TRIAL if name in handoff.levers and possible[name]]
 
 
 def _beside(command: str) -> str:

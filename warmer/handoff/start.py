@@ -37,7 +37,7 @@ from types import ModuleType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from importlib.machinery import ModuleSpec
     from types import FrameType
     from typing import Any
@@ -212,14 +212,24 @@ def begins_with(script: str, python: str) -> bool:
     return first == f"#!{python}" or (first == "#!/bin/sh" and second in forms)
 
 
-def main(notes: str, command: Sequence[str], record: str = "") -> None:
-    """Import, then run the command as Python itself would have."""
+def main(
+    notes: str,
+    command: Sequence[str],
+    record: str = "",
+    handed: Callable[[Sequence[str]], Sequence[str]] = lambda command: command,
+) -> None:
+    """Import, then run the command as Python itself would have.
+
+    Args:
+        notes: the file of them.
+        command: the command.
+        record: that of this start, which goes where somebody stops it; empty without.
+        handed: called once all is imported; returns the command to run, of the same program.
+    """
     module = command[2] if command[1:2] == ["-m"] else ""
     if not (module or begins_with(command[0], sys.executable)):
         os.execv(command[0], [*command])  # noqa: S606 - not ours to run
-    sys.argv[:] = command[2:] if module else command
-    if hasattr(sys, "orig_argv"):  # since 3.10
-        sys.orig_argv[:] = command if module else [sys.executable, *command]
+    pose(command, module)
     if not getattr(sys.flags, "safe_path", False):
         script = os.path.realpath(command[0])
         sys.path[0] = os.getcwd() if module else os.path.dirname(script)
@@ -232,10 +242,19 @@ def main(notes: str, command: Sequence[str], record: str = "") -> None:
     with contextlib.suppress(Exception):
         for name in _IMPORTS:
             __import__(name)
+    command = handed(command)
+    pose(command, module)
     if collects:
         gc.enable()
     gc.freeze()
     run(module, command[0])
+
+
+def pose(command: Sequence[str], module: str) -> None:
+    """Have the arguments that Python gives to this command."""
+    sys.argv[:] = command[2:] if module else command
+    if hasattr(sys, "orig_argv"):  # since 3.10
+        sys.orig_argv[:] = command if module else [sys.executable, *command]
 
 
 def run(module: str, script: str) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from warmer.layout import Volume, WarmDir
+    from warmer.machine import Stack
     from warmer.model import Key, Kind
 
 _PLACE = "the warm dir"
@@ -35,7 +36,7 @@ def write(warm: WarmDir, handoff: Handoff) -> None:
                 name: files("warmer").joinpath(name).read_text(encoding="utf-8")
                 for name in ("check.py", "installed.py")
             },
-            **{name: script(name) for name in ("ready.py", "start.py", "ahead.py")},
+            **{name: script(name) for name in ("ready.py", "start.py", "early.py", "ahead.py")},
         }
         last = os.path.join(warm.handoff, HANDOFF_FILES[-1])
         # A probe has no use for the keys, and who takes those back changes nothing for it.
@@ -116,6 +117,34 @@ def announce(warm: WarmDir, volume: Volume, wanted: Mapping[Kind, Key], *, on_vo
     with using(_PLACE):
         os.makedirs(warm.handoff, exist_ok=True)
         _replace(warm.plan, json.dumps({"schema_version": 1, "pieces": pieces}) + "\n", 0o644)
+
+
+def foretell(warm: WarmDir, *, stack: Stack, env: Mapping[str, str]) -> None:
+    """Say which environment the handoff will have, if all goes well: `serve --wait` imports in it.
+
+    Raises:
+        VolumeError: the warm dir failed.
+    """
+    record = {
+        "schema_version": 1,
+        "command": list(stack.command),
+        "interpreter": stack.interpreter,
+        "env": dict(env),
+        "notes": warm.notes,
+    }
+    with using(_PLACE):
+        os.makedirs(warm.handoff, exist_ok=True)
+        _replace(warm.early, json.dumps(record) + "\n", 0o644)
+
+
+def withdraw_early(warm: WarmDir) -> None:
+    """Take back what was foretold: the handoff says it now, or there will be none.
+
+    Raises:
+        VolumeError: the warm dir failed.
+    """
+    with using(_PLACE), contextlib.suppress(FileNotFoundError):
+        os.unlink(warm.early)
 
 
 def withdraw_keys(warm: WarmDir) -> None:

@@ -36,6 +36,20 @@ def memory(cgroup: str = _CGROUP) -> int:
     return sys.maxsize
 
 
+def free(cgroup: str = _CGROUP) -> int:
+    """Tell how many bytes of memory may still be used here: by the limit, and by what the node has.
+
+    Args:
+        cgroup: as for `cpus`.
+    """
+    available = 0
+    with contextlib.suppress(OSError, ValueError), open("/proc/meminfo", encoding="ascii") as f:
+        for line in f:
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) << 10
+    return min(available, memory(cgroup))
+
+
 def _limit(cgroup: str) -> int | None:
     """Read a CPU limit, in whole CPUs; None where there is none."""
     with (

@@ -1,0 +1,233 @@
+"""`warmer prefill --tune-loader`: vLLM's loaders measured on the volume, kept, and used."""
+
+import json
+import mmap
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+import fakeengine
+import runs
+
+from warmer.fill import load
+
+# As much of torch and of vLLM's loaders as is asked for: what each does, and how long it takes, is
+# said in a file beside them.
+TORCH = """\
+import types
+cuda = types.SimpleNamespace(is_available=lambda: False)
+device = str
+zeros = lambda *_, **__: None
+empty_like = lambda tensor, device: tensor
+"""
+CONFIG = """\
+class LoadConfig:
+    def __init__(self, use_tqdm_on_load, load_format="auto", safetensors_load_strategy=None,
+                 model_loader_extra_config=None):
+        assert not use_tqdm_on_load
+        self.name = safetensors_load_strategy or load_format
+        if model_loader_extra_config:
+            self.name = "multithread"
+"""
+LOADER = """\
+import glob, json, os, time
+
+class Tensor:
+    def copy_(self, other):
+        pass
+
+class Loader:
+    def __init__(self, name):
+        with open(os.path.join(os.path.dirname(__file__), "does.json")) as f:
+            self.does = json.load(f)[name]
+
+    def get_all_weights(self, config, model):
+        with open(os.path.join(os.path.dirname(__file__), "asked"), "a") as f:
+            print(os.environ.get("VLLM_CACHE_ROOT"), file=f)
+        if self.does == "end":
+            os._exit(9)
+        if self.does == "raise":
+            raise RuntimeError("this disk cannot\\nwhatever else")
+        time.sleep(self.does)
+        for path in glob.glob(config.model + "/*.safetensors"):
+            with open(path, "rb") as f:
+                f.read()
+            yield path, Tensor()
+
+def get_model_loader(config):
+    return Loader(config.name)
+"""
+SLOW, QUICK = 1.0, 0.05
+
+
+@pytest.fixture
+def place(tmp_path):
+    with runs.place(tmp_path) as place:
+        engine = fakeengine.make_engine(tmp_path / "plain", precompiled=False)
+        texts = {
+            "torch/__init__.py": TORCH,
+            "vllm/config/__init__.py": "",
+            "vllm/config/load.py": CONFIG,
+            "vllm/model_executor/__init__.py": "",
+            "vllm/model_executor/model_loader/__init__.py": LOADER,
+            "fastsafetensors.py": "",
+        }
+        for name, text in texts.items():
+            path = Path(engine.site, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        yield place.but(engine=engine)
+
+
+def does(place, **what):
+    plain = {"auto": SLOW, "prefetch": QUICK, "multithread": SLOW, "fastsafetensors": "raise"}
+    path = Path(place.engine.site, "vllm/model_executor/model_loader/does.json")
+    path.write_text(json.dumps(plain | what))
+
+
+def asked(place):
+    path = Path(place.engine.site, "vllm/model_executor/model_loader/asked")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def records(place):
+    return [Path(place.volume, "v1/loaders", n) for n in runs.listing(f"{place.volume}/v1/loaders")]
+
+
+def test_the_fastest_loader_is_kept_and_handed_off_to_every_pod_of_the_volume(place):
+    does(place)
+    result = place.warmed("--tune-loader")
+    found = result.json["loaders"]
+    assert (found["chosen"], found["device"]) == ("prefetch", "cpu")
+    assert {name: len(took) for name, took in found["seconds"].items()} == {
+        "default": 2,
+        "prefetch": 2,
+        "multithread": 1,
+    }
+    assert found["left_out"] == {
+        "fastsafetensors": "RuntimeError: this disk cannot",
+        "instanttensor": "no package instanttensor is installed",
+        "runai_streamer": "no package runai_model_streamer is installed",
+    }
+    assert not [line for line in asked(place) if line.startswith(place.warm)], "of what is sealed"
+    handed = place.handoff()
+    assert handed["loader"] == ["--safetensors-load-strategy", "prefetch"]
+    assert "loader" in handed["levers"]
+    (record,) = records(place)
+    assert json.loads(record.read_text())["chosen"] == "prefetch"
+
+    before = len(asked(place))
+    other = place.but(warm=f"{place.top}/another")
+    assert other.warmed("--tune-loader").json["loaders"]["chosen"] == "prefetch"
+    assert len(asked(place)) == before, "it is measured once"
+    plan = json.loads(place.run("plan", "--json").out)["levers"]["loader"]
+    assert plan["on"] and "prefetch: 0." in plan["why"]
+    assert other.warmed("--lever", "loader=off").json["loaders"] is None
+    assert other.handoff()["loader"] == []
+    own = (*runs.SERVE, "--load-format", "safetensors")
+    assert place.warmed(serve=own).json["warm"]
+    assert place.handoff()["loader"] == []
+
+
+def test_a_loader_whose_process_ends_is_left_out_and_the_default_stays(place):
+    does(place, prefetch="end", auto=QUICK)
+    found = place.warmed("--tune-loader").json["loaders"]
+    assert found["chosen"] == "default"
+    assert "its process ended" in found["left_out"]["prefetch"]
+    assert place.handoff()["loader"] == []
+    assert "off: measured: none is faster" in place.run("plan", "--explain").out
+
+
+def test_where_the_page_cache_cannot_be_emptied_nothing_is_chosen_and_that_is_said(place):
+    does(place)
+    volume = f"/dev/shm/{os.path.basename(place.top)}-{os.getpid()}"
+    os.mkdir(volume)
+    try:
+        other = place.but(volume=volume)
+        found = other.warmed("--tune-loader").json["loaders"]
+        assert (found["chosen"], found["seconds"]) == ("default", {})
+        assert found["reason"] == "100% of the files stayed in the page cache"
+    finally:
+        runs.shutil.rmtree(volume)
+
+
+def test_an_engine_that_cannot_be_asked_is_no_reason_not_to_start(place):
+    Path(place.engine.site, "vllm/config/load.py").write_text("raise RuntimeError('no')\n")
+    Path(place.engine.site, "vllm/model_executor/model_loader/__init__.py").write_text("1 / 0\n")
+    result = place.warmed("--tune-loader")
+    assert result.json["loaders"] is None
+    told = [line for line in result.logged if line["event"] == "no loader is chosen"]
+    assert "ZeroDivisionError" in told[0]["failure"]
+    assert records(place) == [], "the next one tries again"
+
+
+@pytest.mark.parametrize("how", ["TERM", "KILL"])
+def test_a_measure_that_is_killed_is_begun_again_only_where_that_was_orderly(place, how):
+    """Out of memory, the kernel kills a whole container, and the kubelet starts it again and again."""
+    place.warmed()
+    does(place, auto=600)
+    process = place.start("prefill", "--tune-loader")
+    runs.eventually(lambda: asked(place))
+    os.kill(process.pid, getattr(signal, f"SIG{how}"))
+    code = runs.finish(process).code
+    runs.eventually(lambda: not [p for p in runs.processes(place.top) if p != os.getpid()])
+    does(place)
+    found = place.warmed("--tune-loader").json["loaders"]
+    if how == "TERM":
+        assert (code, found["chosen"]) == (143, "prefetch")
+        return
+    assert found["chosen"] == "default"
+    assert f"remove {records(place)[0]} to have it made again" in found["reason"]
+    records(place)[0].unlink()
+    assert place.warmed("--tune-loader").json["loaders"]["chosen"] == "prefetch"
+
+
+@pytest.mark.parametrize("what", ["pipe", "directory", "link", "text", "torn"])
+def test_whatever_stands_in_a_records_place_chooses_the_default_and_is_named(place, what):
+    does(place)
+    place.warmed("--tune-loader")
+    (record,) = records(place)
+    text = record.read_text()
+    record.unlink()
+    made = {
+        "pipe": lambda: os.mkfifo(record),
+        "directory": record.mkdir,
+        "link": lambda: record.symlink_to("/etc/passwd"),
+        "text": lambda: record.write_text("--trust-remote-code"),
+        "torn": lambda: record.write_text(text[:-20]),
+    }
+    made[what]()
+    assert place.warmed("--tune-loader").json["loaders"]["reason"].startswith(str(record))
+    assert place.handoff()["loader"] == []
+
+
+# --- the page cache, asked ------------------------------------------------------------------------
+
+
+def test_what_is_in_the_page_cache_is_seen_and_is_gone_once_it_is_dropped(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(3_000_000))
+    load.drop([path])
+    assert load.resident([path]) == 0
+    path.read_bytes()
+    assert load.resident([path]) == 1
+    load.drop([path])
+    assert load.resident([path]) == 0
+
+
+def test_what_another_process_has_mapped_stays_and_is_seen(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(1_000_000))
+    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[:: mmap.PAGESIZE]) > 0
+        load.drop([path])
+        assert load.resident([path]) > 0.5
+
+
+def test_an_empty_file_is_nowhere(tmp_path):
+    (tmp_path / "none").touch()
+    assert load.resident([tmp_path / "none"]) == 0
