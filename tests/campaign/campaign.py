@@ -112,7 +112,7 @@ def run(base, *, seconds, workers, long, show=print):
                 ready.put(None)
 
         for _ in range(workers):
-            threading.Thread(target=work).start()
+            threading.Thread(target=work, daemon=True).start()
         left = workers
         while left:
             one = ready.get()

@@ -12,7 +12,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 _SHUTDOWN, _NO_FLUSH = 0x8004587D, 2
 """ext4's ioctl EXT4_IOC_SHUTDOWN: nothing that is in memory reaches the disk any more."""
-LOOP_MB, GROWN_MB = 12, 64
+ROOM_MB = 200
+"""warmer wants 64 MiB more than what it fills."""
 
 
 class Memory:
@@ -34,14 +35,23 @@ class Memory:
 
 
 class Small(Memory):
-    """A tmpfs of so many bytes, which can be grown."""
+    """A tmpfs whose size changes: a quota."""
 
-    def __init__(self, top, size):
+    def __init__(self, top):
         super().__init__(top)
-        run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", self.path)
+        run("mount", "-t", "tmpfs", "-o", f"size={ROOM_MB}m", "tmpfs", self.path)
+
+    def shrink(self, left):
+        """Leave so many bytes free, or about that: what is used cannot be taken away."""
+        used = os.statvfs(self.path)
+        used = (used.f_blocks - used.f_bfree) * used.f_frsize
+        for more in (left, left + (1 << 16), left + (1 << 20)):
+            size = f"remount,size={used + more + 4096}"
+            if subprocess.run(["mount", "-o", size, self.path], capture_output=True).returncode == 0:
+                return
 
     def grow(self):
-        run("mount", "-o", f"remount,size={GROWN_MB}m", self.path)
+        run("mount", "-o", f"remount,size={ROOM_MB}m", self.path)
 
     def close(self):
         unmount(self.path)
@@ -50,11 +60,12 @@ class Small(Memory):
 class Loop(Memory):
     """An ext4 in a file: its power can be cut, and it can end read-only."""
 
-    def __init__(self, top, *, options="", mb=GROWN_MB):
+    def __init__(self, top, *, options=""):
         super().__init__(top)
         self._image, self._options = f"{top}/disk.img", ",".join(filter(None, ("loop", options)))
-        run("truncate", "-s", f"{mb}M", self._image)
-        run("mkfs.ext4", "-qF", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1", self._image)
+        run("truncate", "-s", f"{ROOM_MB}M", self._image)
+        lazy = "lazy_itable_init=1,lazy_journal_init=1"
+        run("mkfs.ext4", "-qF", "-m", "0", "-E", lazy, self._image)
         self._mount()
 
     def _mount(self):
@@ -73,15 +84,8 @@ class Loop(Memory):
         run("mount", "-o", "remount,abort", self.path)
 
     def remount(self):
-        """Mount it again; its journal is replayed."""
-        unmount(self.path)
-        self._mount()
-
-    def grow(self):
-        unmount(self.path)
-        run("truncate", "-s", f"{GROWN_MB}M", self._image)
-        run("e2fsck", "-fp", self._image)
-        run("resize2fs", self._image)
+        """Mount it again; its journal is replayed. Nobody may use it, or the old mount lives on."""
+        unmount(self.path, lazy=False)
         self._mount()
 
     def close(self):
@@ -143,13 +147,13 @@ def mount_by(argv, point):
     return process
 
 
-def unmount(path):
+def unmount(path, *, lazy=True):
     """Unmount; what has just been killed may keep it busy for a moment."""
-    for _ in range(200):
+    for _ in range(500):
         if subprocess.run(["umount", path], capture_output=True).returncode == 0:
             return
         time.sleep(0.01)
-    run("umount", "-l", path)
+    run("umount", *(["-l"] if lazy else []), path)
 
 
 def run(*argv):

@@ -74,15 +74,21 @@ def play(site, seed, *, long=0.0, keep=""):
 
 def attempt(world, fault):
     """Try once: fault, judgement, recovery, judgement."""
+    t=time.monotonic()
+    def T(w):
+        if os.environ.get("CT"): print(w, round(time.monotonic()-t,2), file=sys.stderr)
     runs, codes = fault.once(world)
+    T("once")
     faults.finish(world, [run for run in runs if run.poll() is None])
     world.end(runs, codes)
-    faults.learn(runs)
+    T("end"); faults.learn(runs)
     world.orphans()
+    T("orphans")
     if world.ledger.gone:
         world.forgive()
     world.judge(runs)
-    world.recover(runs)
+    T("judge"); world.recover(runs); T("recovered")
+    if os.environ.get("CT"): print([(r.name,r.status,round(r.seconds,2),r.pod.number) for r in runs], faults.TYPICAL, file=sys.stderr)
 
 
 def warm_up():
@@ -116,6 +122,7 @@ def warm_up():
 def main():
     how = json.loads(sys.argv[1])
     running.adopt_orphans()
+    running.see([])  # or other workers' pods would keep this one's disks mounted
     warm_up()
     top = os.path.realpath(tempfile.mkdtemp(prefix="worker-", dir=how["top"]))
     site = worlds.Site(top, s3=how["s3"])

@@ -9,6 +9,7 @@ anew when it changes; the first rule that hits an operation happens:
 `op` and `path` are regular expressions, `share` of the operations are hit, `times` of them at most.
 """
 
+import functools
 import json
 import os
 import random
@@ -61,19 +62,28 @@ class Faulty(liar.Liar):
                 return rule
         return None
 
-    def __call__(self, op, *args):
-        if op not in OPERATIONS:
-            return super().__call__(op, *args)
-        rule = self.rule(op, args[0] or "")
+
+
+def ruled(op):
+    """The honest operation, unless a rule hits it."""
+    honest = getattr(Faulty, op)
+
+    @functools.wraps(honest)
+    def operate(self, path, *args):
+        rule = self.rule(op, path or "")
         if rule:
             time.sleep(rule.get("delay", 0))
             if rule.get("errno"):
                 raise mfusepy.FuseOSError(rule["errno"])
-            if rule.get("short") and op == "write" and len(args[1]) > 1:
-                path, data, *more = args
-                return self.write(path, data[: len(data) // 2], *more)
-        return super().__call__(op, *args)
+            if rule.get("short") and op == "write" and len(args[0]) > 1:
+                args = (args[0][: len(args[0]) // 2], *args[1:])
+        return honest(self, path, *args)
 
+    return operate
+
+
+for operation in OPERATIONS:
+    setattr(Faulty, operation, ruled(operation))
 
 if __name__ == "__main__":
     root, point, rules = sys.argv[1:]

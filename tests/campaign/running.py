@@ -19,7 +19,7 @@ BOUND = 100.0
 """Seconds in which whatever is started must end by itself; none may block a pod for ever."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Run:
     """A running or ended process.
 
@@ -162,6 +162,9 @@ def start(name, argv, *, pod, model, env, logs, views, program=(), before=None):
     if run.pid == 0:
         try:
             _be(run, argv, env, views, program, before)
+        except SystemExit as exc:  # the probe's way to end
+            sys.stdout.flush()
+            os._exit(exc.code if isinstance(exc.code, int) else 1)
         except BaseException as exc:  # noqa: BLE001 - a child must not return
             os.write(2, f"the campaign's own: {exc!r}\n".encode())
         finally:
