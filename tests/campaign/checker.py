@@ -178,8 +178,8 @@ def whole(volume, kind, key, number):
 def tree(top, wrong):
     """Every file below a directory: path → (size, sha256). Only regular files may be there."""
     found = {}
-    for directory, _, names in os.walk(top):
-        for name in names:
+    for directory, below, names in os.walk(top):
+        for name in (*names, *(one for one in below if os.path.islink(f"{directory}/{one}"))):
             path = os.path.join(directory, name)
             if wrong.unless(stat.S_ISREG(os.lstat(path).st_mode), f"{path} is no regular file"):
                 data = _read(path)
@@ -329,7 +329,7 @@ def _uses(top, wrong):
         record = _json(f"{top}/{name}", wrong)
         if record is not None:
             known = all(re.fullmatch("[0-9a-f]{64}", one["key"]) for one in record["pieces"])
-            wrong.unless(known and record["schema_version"] == 1, f"{name} is torn")
+            wrong.unless(known and record.get("schema_version") == 1, f"{name} is torn")
 
 
 def _secrets(top, secrets, wrong):
