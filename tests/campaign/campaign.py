@@ -120,6 +120,8 @@ def run(base, *, seconds, workers, long, show=print):
                 left -= 1
                 continue
             told.append(one)
+            with (KEEP / "episodes.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(one) + "\n")
             for sentence in one["wrong"]:
                 show(f"VIOLATION SEED={one['seed']}: {sentence}\n")
     return told

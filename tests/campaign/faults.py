@@ -192,8 +192,8 @@ def term(world):
             run.kill_all()  # a shell, as the kubelet's SIGTERM finds it
         elif run.signal(number):
             world.tried += 1
-            if not run.wait(12):
-                world.say(f"did not end within 12 s of {number}", run)
+            if not run.wait(20):
+                world.say(f"did not end within 20 s of {number}", run)
     left = world.stagings() - before
     if left and not any(run.sent == signal.SIGKILL for run in runs):
         world.say(f"signals left {sorted(left)} staged", runs[0])

@@ -15,6 +15,7 @@ import time
 LIBC = ctypes.CDLL(None, use_errno=True)
 _NEW_MOUNTS, _PRIVATE, _BIND = 0x20000, 0x44000, 0x1000
 _SUBREAPER = 36
+_HELD = (signal.SIGTERM, signal.SIGINT)
 BOUND = 100.0
 """Seconds in which whatever is started must end by itself; none may block a pod for ever."""
 
@@ -158,9 +159,13 @@ def start(name, argv, *, pod, model, env, logs, views, program=(), before=None):
     run = Run(name, pod, model, 0, f"{stem}.out", f"{stem}.err", time.monotonic())
     for path in (run.out, run.err):
         open(path, "w", encoding="utf-8").close()
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)  # or one that comes early is lost
     run.pid = os.fork()
     if run.pid == 0:
         try:
+            for number in _HELD:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
             _be(run, argv, env, views, program, before)
         except SystemExit as exc:  # the probe's way to end
             sys.stdout.flush()
@@ -169,6 +174,7 @@ def start(name, argv, *, pod, model, env, logs, views, program=(), before=None):
             os.write(2, f"the campaign's own: {exc!r}\n".encode())
         finally:
             os._exit(99)
+    signal.pthread_sigmask(signal.SIG_SETMASK, held)
     return run
 
 

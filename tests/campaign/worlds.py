@@ -179,7 +179,9 @@ class World:
                 run.wait(10)
                 continue
             said = run.said()
-            if "Traceback" in said or run.status in (70, 99):
+            # Python itself ends so where Ctrl-C comes before warmer listens.
+            early = run.status == -run.sent == -signal.SIGINT
+            if ("Traceback" in said and not early) or run.status in (70, 99):
                 self.say(f"ended with {run.status} and a traceback", run)
             elif run.sent in (signal.SIGTERM, signal.SIGINT):
                 stopped = {-run.sent, 128 + run.sent} | set(codes)
