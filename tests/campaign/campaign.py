@@ -1,15 +1,15 @@
 """`make campaign`: random work against random faults, and what must always hold after each.
 
-    campaign.py [--minutes M] [--hours H] [--seed S] [--workers N] [--record FILE]
+    campaign.py [--minutes M] [--hours H] [--seed S] [--workers N] [--only FAULTS] [--record FILE]
 
-A number as the seed repeats a whole campaign's choices, ``fault/lock/number`` one episode's. The last
-line of stdout is one JSON object; the exit status is 1 where something was violated.
+A number as the seed repeats a whole campaign's choices, ``fault/lock/number`` one episode's, several
+with commas. The last line of stdout is one JSON object; the exit status is 1 where something was violated.
 """
 
 import argparse
 import collections
 import contextlib
-import datetime
+import datetime as dt
 import json
 import os
 import queue
@@ -26,8 +26,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "support"), str(HERE.parents[1])]
 
 import faults
-import wires  # noqa: F401 - it adds its faults
-import worlds
+import processes  # noqa: F401 - these three add theirs
+import sites
+import storage  # noqa: F401
+import wires  # noqa: F401
 
 KILLS = ("kill", "kill-group", "kill-step")
 KEEP = HERE.parents[1] / ".campaign"
@@ -44,7 +46,7 @@ def bucket():
     with tempfile.TemporaryDirectory() as top:
         for number, size in ((7, 30_000), (8, 200_000)):
             prefix = f"models/s{number}"
-            models[f"{name}/{prefix}"] = worlds.make_model(f"{top}/{number}", number, size)
+            models[f"{name}/{prefix}"] = sites.make_model(f"{top}/{number}", number, size)
             for path in models[f"{name}/{prefix}"]:
                 data = Path(top, str(number), path).read_bytes()
                 client.put_object(Bucket=name, Key=f"{prefix}/{path}", Body=data)
@@ -85,14 +87,23 @@ def seeds(base):
         number += 1
 
 
-def run(base, *, seconds, workers, long, show=print):
-    """Play for so long; return what each episode told."""
+def run(base, *, seconds, workers, plant="", show=print, **play):
+    """Play for so long; return what each episode told.
+
+    Args:
+        base: a number, or seeds of episodes.
+        seconds: no episode begins later.
+        workers: how many are played at a time.
+        plant: see `plants`.
+        show: told of each violation.
+        play: for `episodes.play`.
+    """
     told, ready = [], queue.Queue()
     shutil.rmtree(KEEP, ignore_errors=True)
     KEEP.mkdir()
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with bucket() as s3, tempfile.TemporaryDirectory(prefix="campaign-", dir=memory) as top:
-        how = {"top": top, "s3": s3, "long": long, "keep": str(KEEP)}
+        how = {"top": top, "s3": s3, "plant": plant, "play": play | {"keep": str(KEEP)}}
         todo = iter(base if isinstance(base, list) else seeds(base))
         until, lock = time.monotonic() + seconds, threading.Lock()
 
@@ -111,6 +122,7 @@ def run(base, *, seconds, workers, long, show=print):
                 worker.close()
                 ready.put(None)
 
+        workers = min(workers, len(base)) if isinstance(base, list) else workers
         for _ in range(workers):
             threading.Thread(target=work, daemon=True).start()
         left = workers
@@ -142,7 +154,7 @@ def summary(told, *, base, seconds):
     pauses = sum(cell["tried"] for place, cell in cells.items() if place.startswith("pause/"))
     return {
         "campaign": base,
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d"),
         "seconds": round(seconds),
         "episodes": len(told),
         "tried": tried,
@@ -171,6 +183,8 @@ def main():
     parser.add_argument("--seed", default="")
     parser.add_argument("--only", default="", help="faults, with commas")
     parser.add_argument("--workers", type=int, default=2 * len(os.sched_getaffinity(0)))
+    parser.add_argument("--tries", type=int, default=0, help="in an episode, at most")
+    parser.add_argument("--plant", default="", help="break warmer first: see plants.py")
     parser.add_argument("--record", default="", help="write the last line to this file too")
     given = parser.parse_args()
     if os.geteuid() != 0:
@@ -179,9 +193,11 @@ def main():
     for name in [n for n in faults.FAULTS if given.only and n not in given.only.split(",")]:
         del faults.FAULTS[name]
     base = given.seed or str(secrets.randbelow(10**6))
-    how = {"seconds": given.hours * 3600 or given.minutes * 60, "long": 0.05}
+    how = {"seconds": given.hours * 3600 or given.minutes * 60, "plant": given.plant}
+    how |= {"long": 0.05, "tries": given.tries, "workers": given.workers}
+    chosen = given.seed.split(",") if single else base
     print(f"SEED={base}", flush=True)
-    told = run([base] if single else base, workers=1 if single else given.workers, **how)
+    told = run(chosen, **how)
     found = summary(told, base=base, seconds=time.monotonic() - began)
     print(table(found))
     if given.record:

@@ -1,19 +1,24 @@
 """What must hold of a volume and of pods beside it, read from the disk alone.
 
-Shares no code with warmer, nor with the rest of the tests: the standard library reads the formats
+With `truth` it shares no code with warmer, nor with other tests: the standard library reads the formats
 that docs/volume.md tells. It does not ask warmer what is right: it is told what the models and the
 engines of a campaign truly make (`Truth`), and compares bytes.
 
 As a program it judges a volume: ``checker.py VOLUME [WARM_DIR...]`` prints what is wrong.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 import re
 import stat
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import itertools
+
+from truth import Ledger, Truth, Wrong, kernel, manifest, names_in, read, read_json, tree
 
 GENERATION = re.compile(r"[1-9][0-9]*", re.ASCII)
 ASIDE = re.compile(r"([a-z]+)-([0-9a-f]{64})-([1-9][0-9]*)-[0-9a-f]{8}(\.gone)?", re.ASCII)
@@ -23,63 +28,23 @@ GROWING = ("flashinfer", "jit")
 KERNELS = ("compile", "flashinfer", "jit", "bytecode")
 
 
-@dataclasses.dataclass
-class Truth:
-    """What is right, as those know it who made the models and the engines.
-
-    Attributes:
-        models: name → {path: sha256} of the files that an engine loads.
-        targets: (version of vLLM, name of the GPU), with a tab between → what the engine's bytes
-            follow from, in hexadecimal.
-        secrets: what no file may hold.
-    """
-
-    models: dict = dataclasses.field(default_factory=dict)
-    targets: dict = dataclasses.field(default_factory=dict)
-    secrets: tuple = ()
-
-
-@dataclasses.dataclass
-class Ledger:
-    """What was seen at earlier looks: a generation is what it was, for ever.
-
-    Attributes:
-        nonces: (kind, key, number) → the nonce of its seal.
-        gone: whether generations may be gone without a trace: something other than warmer removed.
-        damaged: generations that something other than warmer has damaged; nothing is asked of them.
-    """
-
-    nonces: dict = dataclasses.field(default_factory=dict)
-    gone: bool = False
-    damaged: set = dataclasses.field(default_factory=set)
-
-
-class Wrong(list):
-    """What is wrong: sentences."""
-
-    def unless(self, holds, sentence):
-        if not holds:
-            self.append(sentence)
-        return holds
-
-
 def judge(volume, truth, ledger, *, warm=()):
     """Look at all there is; return what is wrong, one sentence each."""
     wrong, top = Wrong(), os.path.join(volume, "v1")
     seen = {}
     for kind, key, number, directory in _generations(top, wrong):
         if (kind, key, number) not in ledger.damaged:
-            seen[kind, key, number] = _whole(directory, kind, key, number, truth, wrong)
+            seen[kind, key, number] = _whole(directory, (kind, key, number), truth, wrong)
     _once(seen, ledger, top, wrong)
     _growing(seen, top, wrong)
-    for name in _names(f"{top}/trash"):
+    for name in names_in(f"{top}/trash"):
         found = ASIDE.fullmatch(name)
         wrong.unless(found, f"{name} in the trash is no generation")
         if found and not found[4] and os.path.exists(f"{top}/trash/{name}/seal.json"):
             kind, key, number = found[1], found[2], int(found[3])
             if (kind, key, number) not in ledger.damaged:
-                _whole(f"{top}/trash/{name}", kind, key, number, truth, wrong)
-    for name in _names(f"{top}/taken"):
+                _whole(f"{top}/trash/{name}", (kind, key, number), truth, wrong)
+    for name in names_in(f"{top}/taken"):
         empty = TAKEN.fullmatch(name) and os.path.getsize(f"{top}/taken/{name}") == 0
         wrong.unless(empty, f"{name} in taken is no taken number")
     _uses(f"{top}/uses", wrong)
@@ -99,13 +64,13 @@ def believed(warm, truth, *, version, gpu, model):
         model: its name.
     """
     wrong = Wrong()
-    handoff = _json(f"{warm}/handoff/handoff.json", wrong)
+    handoff = read_json(f"{warm}/handoff/handoff.json", wrong)
     if handoff is None:
         return wrong
-    script = _read(f"{warm}/handoff/serve").decode(errors="replace")
+    script = read(f"{warm}/handoff/serve").decode(errors="replace")
     missing = [word for word in handoff["argv"] if word not in script]
     wrong.unless(not missing, f"serve is of another handoff: it lacks {missing}")
-    env = _read(f"{warm}/handoff/env").decode(errors="replace")
+    env = read(f"{warm}/handoff/env").decode(errors="replace")
     missing = [name for name, value in handoff["env"].items() if value not in env]
     wrong.unless(not missing, f"env is of another handoff: it lacks {missing}")
     target = bytes.fromhex(truth.targets[f"{version}\t{gpu}"])
@@ -113,19 +78,18 @@ def believed(warm, truth, *, version, gpu, model):
         if piece["verdict"] != "sealed":
             continue
         kind, directory = piece["kind"], piece["directory"]
-        factors = (_json(f"{directory}/key.json", wrong) or {"factors": {}})["factors"]
+        factors = (read_json(f"{directory}/key.json", wrong) or {"factors": {}})["factors"]
         if kind == "weights":
             held = {path: one[1] for path, one in tree(f"{directory}/files", wrong).items()}
             right = held == truth.models[model]
             wrong.unless(right, f"the weights handed off are not those of {model}")
             continue
         wrong.unless(
-            factors.get("engine.vllm") == version
-            and factors.get("hardware.name", gpu) == gpu,
+            factors.get("engine.vllm") == version and factors.get("hardware.name", gpu) == gpu,
             f"{kind} of vLLM {factors.get('engine.vllm')} is handed to a pod of {version} on {gpu}",
         )
         held = tree(f"{warm}/cache/{kind}", wrong)
-        listed = _manifest(directory, wrong)
+        listed = manifest(directory, wrong)
         torn = [path for path, one in listed.items() if held.get(path) != one]
         wrong.unless(not torn, f"the tree of {kind} is torn: {torn[:3]}")
         if kind == "compile":
@@ -152,13 +116,13 @@ def _argv_digest(handoff):
 
 def staged(volume, keys):
     """Name the stagings of some (kind, key)."""
-    names = _names(os.path.join(volume, "v1", "staging"))
+    names = names_in(os.path.join(volume, "v1", "staging"))
     return [name for name in names if any(name.startswith(f"{k}-{d}-") for k, d in keys)]
 
 
 def handed(warm):
     """Read what a warm dir was handed: (kind, key, number) of each sealed piece."""
-    handoff = _json(f"{warm}/handoff/handoff.json", Wrong()) or {"pieces": ()}
+    handoff = read_json(f"{warm}/handoff/handoff.json", Wrong()) or {"pieces": ()}
     found = [piece for piece in handoff["pieces"] if piece["verdict"] == "sealed"]
     return {(one["kind"], one["key"], one["generation"]) for one in found}
 
@@ -171,20 +135,8 @@ def published(volume):
 def whole(volume, kind, key, number):
     """Whether one generation is what its seal says."""
     wrong, at = Wrong(), os.path.join(volume, "v1", "pieces", kind, key, str(number))
-    _whole(at, kind, key, number, Truth(), wrong)
+    _whole(at, (kind, key, number), Truth(), wrong)
     return not wrong
-
-
-def tree(top, wrong):
-    """Every file below a directory: path → (size, sha256). Only regular files may be there."""
-    found = {}
-    for directory, below, names in os.walk(top):
-        for name in (*names, *(one for one in below if os.path.islink(f"{directory}/{one}"))):
-            path = os.path.join(directory, name)
-            if wrong.unless(stat.S_ISREG(os.lstat(path).st_mode), f"{path} is no regular file"):
-                data = _read(path)
-                found[os.path.relpath(path, top)] = (len(data), hashlib.sha256(data).hexdigest())
-    return found
 
 
 # --- one generation ------------------------------------------------------------------------------
@@ -192,17 +144,18 @@ def tree(top, wrong):
 
 def _generations(top, wrong):
     pieces = f"{top}/pieces"
-    for kind in _names(pieces):
-        for key in _names(f"{pieces}/{kind}"):
-            for number in _names(f"{pieces}/{kind}/{key}"):
+    for kind in names_in(pieces):
+        for key in names_in(f"{pieces}/{kind}"):
+            for number in names_in(f"{pieces}/{kind}/{key}"):
                 at = f"{pieces}/{kind}/{key}/{number}"
                 if wrong.unless(GENERATION.fullmatch(number), f"{at} is no generation"):
                     yield kind, key, int(number), at
 
 
-def _whole(at, kind, key, number, truth, wrong):
+def _whole(at, place, truth, wrong):
     """Judge one generation; return its seal, or None where that cannot be read."""
-    seal = _json(f"{at}/seal.json", wrong)
+    kind, key, number = place
+    seal = read_json(f"{at}/seal.json", wrong)
     if seal is None:
         return None
     told = seal["kind"], seal["key"], seal["generation"], seal["schema_version"]
@@ -216,7 +169,7 @@ def _whole(at, kind, key, number, truth, wrong):
     wrong.unless(not gone, f"{at} lacks {gone[:3]}")
     wrong.unless(not more, f"{at} has more than its seal: {more[:3]}")
     wrong.unless(not other, f"{at} has other bytes than its seal: {other[:3]}")
-    factors = (_json(f"{at}/key.json", wrong) or {"factors": {}})["factors"]
+    factors = (read_json(f"{at}/key.json", wrong) or {"factors": {}})["factors"]
     text = json.dumps({"factors": factors, "kind": kind}, sort_keys=True, separators=(",", ":"))
     makes = hashlib.sha256(text.encode()).hexdigest()
     wrong.unless(makes == key, f"{at} has factors of another key")
@@ -239,39 +192,18 @@ def _right_manifest(at, factors, truth, wrong):
     """The manifest tells what the archive holds; the archive's own bytes are sealed."""
     target = truth.targets.get(f"{factors.get('engine.vllm')}\t{factors.get('hardware.name')}")
     if target is not None:
-        for path, (_, digest) in _manifest(at, wrong).items():
-            right = _kernel(path, bytes.fromhex(target))
+        for path, (_, digest) in manifest(at, wrong).items():
+            right = kernel(path, bytes.fromhex(target))
             if right is not None:
                 same = hashlib.sha256(right).hexdigest() == digest
                 wrong.unless(same, f"{at} has a wrong {path} for its vLLM and GPU")
 
 
 def _right_kernel(place, path, found, target, wrong):
-    right = _kernel(path, target)
+    right = kernel(path, target)
     if right is not None:
         same = (len(right), hashlib.sha256(right).hexdigest()) == found
         wrong.unless(same, f"{place} is not what this pod's engine makes")
-
-
-def _kernel(path, target):
-    """What the campaign's engine makes at this path, for this version and GPU; None: not known."""
-    words = path.split("/")
-    if "torch_aot_compile" in words:
-        key = words[words.index("torch_aot_compile") + 1]
-        return hashlib.shake_256(b"aot" + key.encode() + target).digest(40_000)
-    if "fxgraph" in words and words[-1] == "artifact":
-        key = words[words.index("fxgraph") + 2]
-        return hashlib.shake_256(b"graph" + key.encode() + target).digest(9_000)
-    if words[-1].endswith(".so"):
-        variable = {"workspace": b"FLASHINFER_WORKSPACE_BASE", "tvm_ffi": b"TVM_FFI_CACHE_DIR"}
-        made = hashlib.shake_256(variable.get(words[0], b"") + target).digest(5_000)
-        return made if words[0] in variable else None
-    return None
-
-
-def _manifest(at, wrong):
-    listed = (_json(f"{at}/manifest.json", wrong) or {"files": ()})["files"]
-    return {file["path"]: (file["size"], file["sha256"]) for file in listed}
 
 
 # --- all of them ---------------------------------------------------------------------------------
@@ -288,7 +220,7 @@ def _once(seen, ledger, top, wrong):
             wrong.unless(before == seal["nonce"], f"{place} was given to two claims")
     aside = set()
     for directory in ("quarantine", "trash"):
-        for name in _names(f"{top}/{directory}"):
+        for name in names_in(f"{top}/{directory}"):
             if found := ASIDE.fullmatch(name):
                 aside.add((found[1], found[2], int(found[3])))
     for place in sorted(aside & seen.keys()):
@@ -302,7 +234,7 @@ def _once(seen, ledger, top, wrong):
 def _growing(seen, top, wrong):
     """Who lost the lock published nothing: no generation repeats the one before it."""
     places = sorted(place for place, seal in seen.items() if seal is not None)
-    for older, newer in zip(places, places[1:], strict=False):
+    for older, newer in itertools.pairwise(places):
         if older[:2] != newer[:2]:
             continue
         kind, key = older[:2]
@@ -311,7 +243,7 @@ def _growing(seen, top, wrong):
         stale = any(not _there(seen, name, number) for name, number in needed.items())
         if kind in GROWING:
             at = (f"{top}/pieces/{kind}/{key}/{number}" for number in (older[2], newer[2]))
-            old, new = (_manifest(path, wrong).items() for path in at)
+            old, new = (manifest(path, wrong).items() for path in at)
             wrong.unless(old < new, f"{newer} does not grow from {older}")
         elif kind == "weights" or not stale:
             wrong.unless(one != two, f"{newer} repeats {older}: two have published the same")
@@ -322,11 +254,11 @@ def _there(seen, kind, number):
 
 
 def _uses(top, wrong):
-    for name in _names(top):
+    for name in names_in(top):
         if not name.endswith(".json"):
             continue
         wrong.unless(re.fullmatch(r"[0-9a-f]{16}\.json", name), f"{name} is no record of use")
-        record = _json(f"{top}/{name}", wrong)
+        record = read_json(f"{top}/{name}", wrong)
         if record is not None:
             known = all(re.fullmatch("[0-9a-f]{64}", one["key"]) for one in record["pieces"])
             wrong.unless(known and record.get("schema_version") == 1, f"{name} is torn")
@@ -341,32 +273,9 @@ def _secrets(top, secrets, wrong):
             if stat.S_ISLNK(mode):
                 said += os.fsencode(os.readlink(path))
             elif stat.S_ISREG(mode):
-                said += _read(path)
+                said += read(path)
             for secret in secrets:
                 wrong.unless(secret.encode() not in said, f"a secret is in {path}")
-
-
-def _names(path):
-    try:
-        return sorted(os.listdir(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _read(path):
-    try:
-        with open(path, "rb") as stream:
-            return stream.read()
-    except FileNotFoundError:
-        return b""
-
-
-def _json(path, wrong):
-    try:
-        return json.loads(_read(path))
-    except ValueError:
-        wrong.append(f"{path} is no JSON")
-        return None
 
 
 if __name__ == "__main__":

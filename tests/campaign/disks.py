@@ -47,7 +47,10 @@ class Small(Memory):
         used = (used.f_blocks - used.f_bfree) * used.f_frsize
         for more in (left, left + (1 << 16), left + (1 << 20)):
             size = f"remount,size={used + more + 4096}"
-            if subprocess.run(["mount", "-o", size, self.path], capture_output=True).returncode == 0:
+            if (
+                subprocess.run(["mount", "-o", size, self.path], capture_output=True).returncode
+                == 0
+            ):
                 return
 
     def grow(self):

@@ -18,8 +18,12 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "support"), str(HERE.parents[1])]
 
 import faults
+import plants
+import processes  # noqa: F401 - these three add theirs
 import running
-import wires  # noqa: F401 - it adds its faults
+import sites
+import storage  # noqa: F401
+import wires  # noqa: F401
 import worlds
 
 
@@ -40,7 +44,7 @@ class Told:
     seconds: float
 
 
-def play(site, seed, *, long=0.0, keep=""):
+def play(site, seed, *, long=0.0, keep="", tries=0):
     """Play the episode of a seed, ``fault/lock/number``.
 
     Args:
@@ -48,6 +52,7 @@ def play(site, seed, *, long=0.0, keep=""):
         seed: what happens follows from it, though not when the machine does what.
         long: the share of outages that last for a minute.
         keep: where to leave the logs of one that found something.
+        tries: how many at most; 0: as the fault says.
     """
     began = time.monotonic()
     name, lock, _ = seed.split("/")
@@ -56,7 +61,7 @@ def play(site, seed, *, long=0.0, keep=""):
     disk = fault.disk(top, random.Random(f"disk {seed}"))  # noqa: S311 - not a secret
     world = worlds.World(site, disk, lock, seed, long=long)
     try:
-        for _ in range(fault.tries):
+        for _ in range(tries or fault.tries):
             attempt(world, fault)
             if world.wrong:
                 break
@@ -74,21 +79,15 @@ def play(site, seed, *, long=0.0, keep=""):
 
 def attempt(world, fault):
     """Try once: fault, judgement, recovery, judgement."""
-    t=time.monotonic()
-    def T(w):
-        if os.environ.get("CT"): print(w, round(time.monotonic()-t,2), file=sys.stderr)
     runs, codes = fault.once(world)
-    T("once")
     faults.finish(world, [run for run in runs if run.poll() is None])
     world.end(runs, codes)
-    T("end"); faults.learn(runs)
+    faults.learn(runs)
     world.orphans()
-    T("orphans")
     if world.ledger.gone:
         world.forgive()
     world.judge(runs)
-    T("judge"); world.recover(runs); T("recovered")
-    if os.environ.get("CT"): print([(r.name,r.status,round(r.seconds,2),r.pod.number) for r in runs], faults.TYPICAL, file=sys.stderr)
+    world.recover(runs)
 
 
 def warm_up():
@@ -102,7 +101,7 @@ def warm_up():
 
     import warmer.cli.gc  # noqa: PLC0415
     import warmer.cli.prefill  # noqa: PLC0415
-    import warmer.cli.sidecar  # noqa: F401, PLC0415
+    import warmer.cli.sidecar  # noqa: PLC0415
     import warmer.fill.locks.kubernetes  # noqa: PLC0415
     import warmer.fill.locks.s3  # noqa: PLC0415
     import warmer.fill.sources.hub  # noqa: PLC0415
@@ -124,11 +123,13 @@ def main():
     running.adopt_orphans()
     running.see([])  # or other workers' pods would keep this one's disks mounted
     warm_up()
+    if how["plant"]:
+        plants.PLANTS[how["plant"]]()
     top = os.path.realpath(tempfile.mkdtemp(prefix="worker-", dir=how["top"]))
-    site = worlds.Site(top, s3=how["s3"])
+    site = sites.Site(top, s3=how["s3"])
     try:
         for line in sys.stdin:
-            told = play(site, line.strip(), long=how["long"], keep=how["keep"])
+            told = play(site, line.strip(), **how["play"])
             print(json.dumps(dataclasses.asdict(told)), flush=True)
     finally:
         site.close()

@@ -63,7 +63,6 @@ class Faulty(liar.Liar):
         return None
 
 
-
 def ruled(op):
     """The honest operation, unless a rule hits it."""
     honest = getattr(Faulty, op)

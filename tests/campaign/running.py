@@ -4,6 +4,7 @@ A process that is to be killed hundreds of times is forked from this one, which 
 warmer imports and has one thread: that costs a tenth of a new interpreter. `fresh` ones are new.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import gc
@@ -166,7 +167,7 @@ def start(name, argv, *, pod, model, env, logs, views, program=(), before=None):
             for number in _HELD:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            _be(run, argv, env, views, program, before)
+            _be(run, argv, env=env, views=views, program=program, before=before)
         except SystemExit as exc:  # the probe's way to end
             sys.stdout.flush()
             os._exit(exc.code if isinstance(exc.code, int) else 1)
@@ -178,7 +179,7 @@ def start(name, argv, *, pod, model, env, logs, views, program=(), before=None):
     return run
 
 
-def _be(run, argv, env, views, program, before):
+def _be(run, argv, *, env, views, program, before):
     gc.disable()
     os.setsid()
     see(views)
@@ -188,12 +189,12 @@ def _be(run, argv, env, views, program, before):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     os.closerange(3, 256)
     if program:
-        os.execve(program[0], [*program, *argv], env)  # noqa: S606 - becoming it is the point
+        os.execve(program[0], [*program, *argv], env)
     os.environ.clear()
     os.environ.update(env)
     sys.argv = ["warmer", *argv]
     sys.stdin, sys.stdout, sys.stderr = (
-        open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - for the whole process
+        open(number, mode, encoding="utf-8", closefd=False)
         for number, mode in ((0, "r"), (1, "w"), (2, "w"))
     )
     from warmer.__main__ import main  # noqa: PLC0415 - imported before, by the parent
@@ -243,10 +244,8 @@ def _alive(pid):
 
 
 def _send(pid, number):
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def end_all(spared):

@@ -14,19 +14,20 @@ import pytest
 sys.path.insert(0, os.path.dirname(__file__))
 
 import checker
+import truth
 
 VERSION, GPU = "0.32.0", "NVIDIA H200"
 TARGET = b"this version and that GPU"
 MODEL = {"config.json": b"{}", "model.safetensors": b"weights" * 300}
 SECRET = "hf_PLANTEDplantedPLANTEDplanted"
-NEW = dict.fromkeys(("jit", "weights", "compile"), 0)
+STANDARD = {"dataclasses", "hashlib", "itertools", "json", "os", "re", "stat", "sys"}
 
 
 def sha(data):
     return hashlib.sha256(data).hexdigest()
 
 
-TRUTH = checker.Truth(
+TRUTH = truth.Truth(
     models={"org/m": {path: sha(data) for path, data in MODEL.items()}},
     targets={f"{VERSION}\t{GPU}": TARGET.hex()},
     secrets=(SECRET,),
@@ -52,7 +53,9 @@ TREES = {
 
 
 def key(kind):
-    text = json.dumps({"factors": FACTORS[kind], "kind": kind}, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(
+        {"factors": FACTORS[kind], "kind": kind}, sort_keys=True, separators=(",", ":")
+    )
     return sha(text.encode())
 
 
@@ -82,7 +85,11 @@ def seal(at, kind, number, nonce, needs=None):
     (at / "seal.json").unlink(missing_ok=True)
     files = [path for path in sorted(at.rglob("*")) if path.is_file()]
     sealed = [
-        {"path": f.relative_to(at).as_posix(), "size": f.stat().st_size, "sha256": sha(f.read_bytes())}
+        {
+            "path": f.relative_to(at).as_posix(),
+            "size": f.stat().st_size,
+            "sha256": sha(f.read_bytes()),
+        }
         for f in files
     ]
     record = {"schema_version": 1, "kind": kind, "key": key(kind), "generation": number}
@@ -131,7 +138,7 @@ def warm(volume, tmp_path):
 
 
 def judged(volume, ledger=None, **how):
-    return checker.judge(str(volume), TRUTH, ledger or checker.Ledger(), **how)
+    return checker.judge(str(volume), TRUTH, ledger or truth.Ledger(), **how)
 
 
 def believed(warm, *, gpu=GPU, model="org/m"):
@@ -204,12 +211,12 @@ def test_what_is_wrong_with_a_volume_is_noticed(volume, sentence):
 
 
 def test_a_generation_that_is_gone_or_given_anew_is_noticed(volume):
-    ledger = checker.Ledger()
+    ledger = truth.Ledger()
     assert judged(volume, ledger) == []
     shutil.rmtree(place(volume, "jit"))
     (gone,) = judged(volume, ledger)
     assert "is gone" in gone
-    ledger = checker.Ledger()
+    ledger = truth.Ledger()
     publish(volume, "jit")
     assert judged(volume, ledger) == []
     seal(place(volume, "jit"), "jit", 1, "another")
@@ -217,7 +224,7 @@ def test_a_generation_that_is_gone_or_given_anew_is_noticed(volume):
 
 
 def test_what_grows_is_moved_aside_or_is_built_beside_something_new_is_right(volume):
-    ledger = checker.Ledger()
+    ledger = truth.Ledger()
     publish(volume, "jit", 2, tree=more("jit"))
     assert judged(volume, ledger) == []
     moved(volume, "trash")
@@ -277,16 +284,17 @@ def test_a_secret_in_a_warm_dir_is_noticed(volume, warm):
     assert any("a secret is in" in one for one in judged(volume, warm=[warm]))
 
 
-def test_the_checker_imports_the_standard_library_alone_and_nothing_of_the_tests():
-    source = Path(checker.__file__).read_text(encoding="utf-8")
-    named = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            named |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            named.add(node.module)
-    assert named == {"dataclasses", "hashlib", "json", "os", "re", "stat", "sys"}
-    assert "importlib" not in source and "__import__" not in source
+def test_the_checker_imports_the_standard_library_alone_and_nothing_of_warmer_or_the_tests():
+    named, text = set(), ""
+    for source in (checker.__file__, truth.__file__):
+        text += Path(source).read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(Path(source).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                named.add(node.module)
+    assert named == STANDARD | {"truth"}
+    assert "importlib" not in text and "__import__" not in text
 
 
 def test_as_a_program_it_needs_no_warmer_and_tells_by_its_status(volume):

@@ -81,7 +81,12 @@ for _name, (_what, *_) in WIRES.items():
     fault(_name, f"of the hub, the bucket, the lock's service: {_what}", tries=3)(_once(_name))
 
 
-@fault("lock-away", "nobody answers where the lock is kept, past the lease", tries=2, locks=("k8s", "s3"))
+@fault(
+    "lock-away",
+    "nobody answers where the lock is kept, past the lease",
+    tries=2,
+    locks=("k8s", "s3"),
+)
 def lock_away(world):
     server, down, up = {"k8s": ("leases", "down", "up"), "s3": ("proxy", "refuse", "accept")}[
         world.lock

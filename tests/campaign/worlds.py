@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -16,34 +15,13 @@ from pathlib import Path
 
 import checker
 import running
+from sites import FLEET, PODS, SECRETS, Model
+from truth import Ledger
 
-TESTS = Path(__file__).resolve().parent.parent
-REPOSITORY = TESTS.parent
-SECRETS = {
-    "HF_TOKEN": "hf_PLANTEDplantedPLANTEDplanted",
-    "VLLM_API_KEY": "sk-planted-api-key",
-    "DEPLOY_PASSWORD": "planted-password-of-the-pod",
-}
+REPOSITORY = Path(__file__).resolve().parents[2]
 LEASE = 3
 """Seconds: the shortest there is."""
-FLEET = (
-    ("0.32.0", "NVIDIA H200", "9.0"),
-    ("0.32.0", "NVIDIA L40S", "8.9"),
-    ("0.31.1", "NVIDIA H200", "9.0"),
-    ("0.31.1", "NVIDIA L40S", "8.9"),
-)
-"""(vLLM, GPU, its compute capability)."""
 SERVE = ("--max-model-len", "512")
-PODS = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A model: its URI, its name, and whether the hub has it, or a bucket."""
-
-    uri: str
-    name: str
-    source: str
 
 
 @dataclasses.dataclass(eq=False)
@@ -75,7 +53,7 @@ class World:
         self.long = long
         self.site, self.disk, self.lock = site, disk, lock
         self.choose = random.Random(seed)  # noqa: S311 - not a secret
-        self.ledger, self.wrong, self.tried = checker.Ledger(), [], 0
+        self.ledger, self.wrong, self.tried = Ledger(), [], 0
         self.top, self.volume = disk.top, disk.path
         self.prefix = seed.replace("/", "-").replace(".", "-")
         self.logs = f"{self.top}/logs"
@@ -180,16 +158,15 @@ class World:
                 continue
             said = run.said()
             # Python itself ends so where Ctrl-C comes before warmer listens.
-            early = run.status == -run.sent == -signal.SIGINT
+            early = run.sent == signal.SIGINT and "KeyboardInterrupt" in said
             if ("Traceback" in said and not early) or run.status in (70, 99):
                 self.say(f"ended with {run.status} and a traceback", run)
             elif run.sent in (signal.SIGTERM, signal.SIGINT):
-                stopped = {-run.sent, 128 + run.sent} | set(codes)
+                stopped = {-run.sent, 128 + run.sent, early} | set(codes)
                 if run.status not in stopped:
                     self.say(f"ended with {run.status} after {run.sent}", run)
-            elif run.status != -run.sent or not run.sent:
-                if run.status not in codes:
-                    self.say(f"ended with {run.status}, expected one of {sorted(codes)}", run)
+            elif (run.status != -run.sent or not run.sent) and run.status not in codes:
+                self.say(f"ended with {run.status}, expected one of {sorted(codes)}", run)
             with open(run.out, encoding="utf-8", errors="replace") as stream:
                 said += stream.read()
             for secret in (*SECRETS.values(), self.site.secret):
@@ -210,23 +187,19 @@ class World:
             time.sleep(0.02)
 
     def judge(self, runs):
-        """Look at the volume, and at each pod that says that it is ready."""
-        warm = [run.pod.warm for run in runs]
-        self.wrong += checker.judge(self.volume, self.site.truth, self.ledger, warm=set(warm))
-        for pod in {run.pod for run in runs}:
-            ready = self.ready(pod)
-            if ready:
-                handed = checker.believed(
-                    pod.warm,
-                    self.site.truth,
-                    version=pod.version,
-                    gpu=pod.gpu,
-                    model=self.served(pod),
-                )
-                self.wrong += [f"pod {pod.number} is ready: {sentence}" for sentence in handed]
-            done = [run for run in runs if run.pod is pod and run.name == "prefill"]
-            if not ready and done and done[-1].status == 0 and not self.ledger.gone:
-                self.say("ended well, and the pod is not ready", done[-1])
+        """Look at the volume, and at each pod that says that it is ready; return those."""
+        warm = {run.pod.warm for run in runs}
+        self.wrong += checker.judge(self.volume, self.site.truth, self.ledger, warm=warm)
+        ready = {pod for pod in {run.pod for run in runs} if self.ready(pod)}
+        for pod in sorted(ready, key=lambda one: one.number):
+            fits = {"version": pod.version, "gpu": pod.gpu, "model": self.served(pod)}
+            found = checker.believed(pod.warm, self.site.truth, **fits)
+            self.wrong += [f"pod {pod.number} is ready: {sentence}" for sentence in found]
+        for run in runs:
+            warmed = run.name == "prefill" and run.status == 0 and run.pod not in ready
+            if warmed and not self.ledger.gone:
+                self.say("ended well, and the pod is not ready", run)
+        return ready
 
     def forgive(self):
         """Something else removed files: what is not whole any more, that did."""
@@ -249,10 +222,11 @@ class World:
         return run.status == 0
 
     def recover(self, runs):
-        """Nobody disturbs any more: each pod becomes warm, and a second run has nothing to do."""
-        todo = {(run.pod, run.model) for run in runs if run.model is not None}
-        for pod, model in sorted(todo, key=lambda one: (one[0].number, one[1].uri)):
-            run = self.prefill(pod, model, "--wait", "60", "--retry", "20")
+        """Nobody disturbs any more: pods become warm, and a second run has nothing to do."""
+        todo = {run.pod: run.model for run in runs if run.model is not None}
+        chosen = self.choose.sample(sorted(todo, key=lambda one: one.number), min(2, len(todo)))
+        for pod in chosen:
+            run = self.prefill(pod, todo[pod], "--wait", "60", "--retry", "20")
             self.end([run], {0})
             if run.status != 0:
                 continue
@@ -260,13 +234,12 @@ class World:
                 said = json.load(stream)
             if said["left"] or said["without"]:
                 self.say(f"left {said['left']}, without {said['without']}", run)
-            self.judge([run])
-            if not self.ready(pod):
+            if pod not in self.judge([run]):
                 self.say("an undisturbed prefill left the pod cold", run)
             if '"filling"' in run.said() and (left := self.staged(pod)):
                 self.say(f"an undisturbed fill left {left}", run)
             if self.choose.random() < 0.25:
-                self.again(pod, model)
+                self.again(pod, todo[pod])
         self.orphans()
 
     def stagings(self):
@@ -291,90 +264,3 @@ class World:
         self.end([run], {0})
         if checker.published(self.volume) != before:
             self.say("a second prefill published", run)
-
-
-class Site:
-    """What the episodes of one worker share: images, models, servers, and paths that pods see."""
-
-    def __init__(self, top, *, s3):
-        import fakeengine  # noqa: PLC0415 - the path is set by whoever starts the campaign
-        import hubrepo  # noqa: PLC0415
-        from server import free_port  # noqa: PLC0415
-        from services import Services  # noqa: PLC0415
-
-        self.top, self.hub = top, f"{top}/hub"
-        self.warm, self.engine, self.home = (f"{top}/{name}" for name in ("warm", "engine", "home"))
-        for path in (self.warm, self.home):
-            os.mkdir(path)
-        self.images, self.truth = [], checker.Truth(secrets=tuple(SECRETS.values()))
-        for number, (version, gpu, capability) in enumerate(FLEET):
-            made = {"torch": "2.13.0+cu130", "cuda": "13.0", "gpu": f"{gpu}, {capability}"}
-            fakeengine.make_engine(self.engine, version=version, **made)
-            os.rename(self.engine, f"{top}/image-{number}")
-            self.images.append(f"{top}/image-{number}")
-            self.truth.targets[f"{version}\t{gpu}"] = _target(self.images[-1]).hex()
-        os.mkdir(self.engine)
-        self.ports = [free_port() for _ in range(PODS)]
-        self._s3 = s3
-        self.bucket, self.secret, keys = s3["bucket"], s3["secret"], s3["environment"]
-        self.services = Services(top, hub=self.hub, s3=s3["endpoint"])
-        self.aws = keys | {"AWS_ENDPOINT_URL": self.services.s3}
-        self.models = []
-        for number, size in enumerate((20_000, 40_000, 90_000, 3_000_000)):
-            repo = f"org/m{number}"
-            self.truth.models[repo] = make_model(f"{self.hub}/{repo}", number, size)
-            sha = hubrepo.read_commit(f"{self.hub}/{repo}").sha
-            self.models.append(Model(f"hf://{repo}@{sha}", repo, "hub"))
-        for name, files in s3["models"].items():
-            self.truth.models[name] = files
-            self.models.append(Model(f"s3://{name}", name, "s3"))
-
-    def port(self, number):
-        return self.ports[number]
-
-    def spared(self):
-        return {self.services.process.pid}
-
-    def session(self, seconds):
-        """Get credentials of S3 that last so long: variables."""
-        import boto3  # noqa: PLC0415
-
-        sts = boto3.client("sts", endpoint_url=self._s3["endpoint"], **_keys(self.aws))
-        asked = {"RoleArn": self._s3["role"], "RoleSessionName": "pod", "DurationSeconds": seconds}
-        got = sts.assume_role(**asked)["Credentials"]
-        names = ("AccessKeyId", "SecretAccessKey", "SessionToken")
-        variables = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-        return {var: got[name] for var, name in zip(variables, names, strict=True)}
-
-    def close(self):
-        self.services.close()
-
-
-def _keys(variables):
-    return {
-        "aws_access_key_id": variables["AWS_ACCESS_KEY_ID"],
-        "aws_secret_access_key": variables["AWS_SECRET_ACCESS_KEY"],
-        "region_name": variables["AWS_REGION"],
-    }
-
-
-def make_model(top, number, size):
-    """Write a small model; return path → sha256."""
-    import hashlib  # noqa: PLC0415
-
-    data = random.Random(number).randbytes(size)  # noqa: S311 - weights
-    files = {"config.json": b"{}", "tokenizer/vocab.json": data[:99]}
-    half = size // 2
-    files |= {"model-00001-of-00002.safetensors": data[:half]}
-    files |= {"model-00002-of-00002.safetensors": data[half:]}
-    for path, content in files.items():
-        target = Path(top, path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-    return {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
-
-
-def _target(image):
-    site = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
-    paths = (f"{image}/{site}/vllm/_version.py", f"{image}/bin/nvidia-smi")
-    return b"".join(Path(path).read_bytes() for path in paths)
