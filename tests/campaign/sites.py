@@ -84,12 +84,12 @@ class Site:
     def spared(self):
         return {self.services.process.pid}
 
-    def session(self, seconds):
-        """Get credentials of S3 that last so long: variables."""
+    def session(self):
+        """Get credentials of S3 that last for a second: variables."""
         import boto3  # noqa: PLC0415
 
         sts = boto3.client("sts", endpoint_url=self._s3["endpoint"], **_keys(self.aws))
-        asked = {"RoleArn": self._s3["role"], "RoleSessionName": "pod", "DurationSeconds": seconds}
+        asked = {"RoleArn": self._s3["role"], "RoleSessionName": "pod"}
         got = sts.assume_role(**asked)["Credentials"]
         names = ("AccessKeyId", "SecretAccessKey", "SessionToken")
         variables = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")

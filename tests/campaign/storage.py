@@ -152,8 +152,9 @@ def short_write(world):
     return failing(world, [rule], {DONE, BUSY})
 
 
-def late(number):
-    return lambda top, choose: disks.Late(top, errno=number, asks=choose.choice((1, 3, 10, 40)))
+def late(number, asks):
+    """A `disks.Late`; warmer looks thrice at what is stale, and builds again what stays so."""
+    return lambda top, choose: disks.Late(top, errno=number, asks=choose.choice(asks))
 
 
 def unseen(world):
@@ -169,7 +170,10 @@ def unseen(world):
 
 
 @fault(
-    "late", "what another node published is not seen for a while", disk=late(errno.ENOENT), tries=3
+    "late",
+    "what another node published is not seen for a while",
+    disk=late(errno.ENOENT, (1, 3, 10, 40)),
+    tries=3,
 )
 def not_seen(world):
     return unseen(world)
@@ -178,7 +182,7 @@ def not_seen(world):
 @fault(
     "stale",
     "what another node published answers ESTALE for a while",
-    disk=late(errno.ESTALE),
+    disk=late(errno.ESTALE, (1, 2, 3)),
     tries=3,
 )
 def stale(world):

@@ -279,6 +279,15 @@ def test_kernels_of_another_gpu_and_another_models_weights_are_noticed(warm):
     assert any("are not those of org/other" in one for one in believed(warm, model="org/other"))
 
 
+def test_kernels_whose_generation_is_collected_are_still_compared(warm):
+    shutil.rmtree(pieces(warm)[1]["directory"])
+    assert believed(warm) == []
+    other_tree(warm)
+    assert any("is not what this pod's engine makes" in one for one in believed(warm))
+    shutil.rmtree(pieces(warm)[0]["directory"])
+    assert any("are not those of org/m" in one for one in believed(warm))
+
+
 def test_a_secret_in_a_warm_dir_is_noticed(volume, warm):
     put(warm / "logs/engine.log", b"token=" + SECRET.encode())
     assert any("a secret is in" in one for one in judged(volume, warm=[warm]))
