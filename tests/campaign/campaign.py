@@ -156,6 +156,7 @@ def summary(told, *, base, seconds):
         "campaign": base,
         "date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d"),
         "seconds": round(seconds),
+        "cpus": len(os.sched_getaffinity(0)),
         "episodes": len(told),
         "tried": tried,
         "kills": kills,
@@ -176,6 +177,13 @@ def table(found):
     return "\n".join(lines)
 
 
+def record(path, found):
+    """Add a campaign to those in a file; `page.py` makes docs/reliability.md of it."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    text = json.dumps([*before, found], indent=1) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
@@ -185,7 +193,7 @@ def main():
     parser.add_argument("--workers", type=int, default=2 * len(os.sched_getaffinity(0)))
     parser.add_argument("--tries", type=int, default=0, help="in an episode, at most")
     parser.add_argument("--plant", default="", help="break warmer first: see plants.py")
-    parser.add_argument("--record", default="", help="write the last line to this file too")
+    parser.add_argument("--record", default="", help="add what was found to this file")
     given = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("got no root, expected it: pods have mounts of their own")
@@ -201,7 +209,7 @@ def main():
     found = summary(told, base=base, seconds=time.monotonic() - began)
     print(table(found))
     if given.record:
-        Path(given.record).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        record(Path(given.record), found)
     print(json.dumps(found))
     sys.exit(found["violations"] > 0)
 

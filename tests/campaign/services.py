@@ -4,8 +4,10 @@ As a program it serves a hub, an API server that knows Leases, and a proxy befor
 order is a JSON line on its stdin, its answer one on stdout. `Services` starts it.
 """
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +78,10 @@ class Served:
         for server in (self.hub, self.leases, self.proxy):
             if server:
                 server.faults.clear()
+        for connection in self.hub._connections:  # what trickles would do so for hours
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.hub._connections.clear()
 
 
 _VERBS = {"get", "create", "update"}
