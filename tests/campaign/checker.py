@@ -223,17 +223,25 @@ def _once(seen, ledger, top, wrong):
             wrong.unless(other == place, f"{place} and {other} are of one claim")
             before = ledger.nonces.setdefault(place, seal["nonce"])
             wrong.unless(before == seal["nonce"], f"{place} was given to two claims")
-    aside = set()
-    for directory in ("quarantine", "trash"):
-        for name in names_in(f"{top}/{directory}"):
-            if found := ASIDE.fullmatch(name):
-                aside.add((found[1], found[2], int(found[3])))
+    both = (name for where in ("quarantine", "trash") for name in names_in(f"{top}/{where}"))
+    aside = {_place(ASIDE, name) for name in both}
     for place in sorted(aside & seen.keys()):
         wrong.append(f"{place} is published, and its number was moved aside")
-    if not ledger.gone:
-        for place in sorted(ledger.nonces.keys() - seen.keys() - aside - ledger.damaged):
+    if ledger.gone:
+        return
+    taken = {_place(TAKEN, name) for name in names_in(f"{top}/taken")}
+    for place in sorted(ledger.nonces.keys() - seen.keys() - aside - ledger.damaged):
+        del ledger.nonces[place]
+        later = any(
+            one[:2] == place[:2] and one[2] >= place[2] for one in seen.keys() | taken | aside
+        )
+        if not (ledger.collected and later):
             wrong.append(f"{place} was published, and is gone")
-            del ledger.nonces[place]
+
+
+def _place(pattern, name):
+    found = pattern.fullmatch(name)
+    return (found[1], found[2], int(found[3])) if found else ("", "", 0)
 
 
 def _growing(seen, top, wrong):

@@ -223,6 +223,20 @@ def test_a_generation_that_is_gone_or_given_anew_is_noticed(volume):
     assert any("given to two claims" in one for one in judged(volume, ledger))
 
 
+def test_what_a_gc_removed_may_be_gone_while_its_number_stays_known(volume):
+    ledger = truth.Ledger()
+    assert judged(volume, ledger) == []
+    shutil.rmtree(place(volume, "jit"))
+    put(volume / f"v1/taken/jit-{key('jit')}-1", b"")
+    ledger.collected = True
+    assert judged(volume, ledger) == []
+    (volume / f"v1/taken/jit-{key('jit')}-1").unlink()
+    shutil.rmtree(place(volume, "weights"))
+    put(volume / f"v1/taken/jit-{key('jit')}-1", b"")
+    (gone,) = judged(volume, ledger)
+    assert "'weights'" in gone
+
+
 def test_what_grows_is_moved_aside_or_is_built_beside_something_new_is_right(volume):
     ledger = truth.Ledger()
     publish(volume, "jit", 2, tree=more("jit"))

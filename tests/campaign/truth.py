@@ -32,11 +32,13 @@ class Ledger:
 
     Attributes:
         nonces: (kind, key, number) → the nonce of its seal.
+        collected: whether a gc has run: what it removed is gone, though its number stays known.
         gone: whether generations may be gone without a trace: something other than warmer removed.
         damaged: generations that something other than warmer has damaged; nothing is asked of them.
     """
 
     nonces: dict = dataclasses.field(default_factory=dict)
+    collected: bool = False
     gone: bool = False
     damaged: set = dataclasses.field(default_factory=set)
 
