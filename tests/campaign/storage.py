@@ -153,7 +153,7 @@ def short_write(world):
 
 
 def late(number, asks):
-    """A `disks.Late`; warmer looks thrice at what is stale, and builds again what stays so."""
+    """A `disks.Late`; warmer looks thrice at what is stale, and waits for what it knows to be there."""
     return lambda top, choose: disks.Late(top, errno=number, asks=choose.choice(asks))
 
 
@@ -172,7 +172,7 @@ def unseen(world):
 @fault(
     "late",
     "what another node published is not seen for a while",
-    disk=late(errno.ENOENT, (1, 3, 10, 40)),
+    disk=late(errno.ENOENT, (1, 3, 10)),
     tries=3,
 )
 def not_seen(world):
