@@ -76,6 +76,9 @@ warmer first, and must find it.
 
 Noticed, and as it is meant to be:
 
+- `late`, in the first recorded run: a pod for which each published name stays unseen for forty looks, half a minute, waits that long for
+  each kind, and took more than the 100 s. warmer gives a kind 90 s to be seen, and builds then; an NFS client needs one look.
+  `late` goes to ten looks since.
 - A name that answers ESTALE for longer than three looks counts as unreadable. Kernels behind it are built and published once more:
   a build, never a wrong one. `stale` stays below that.
 - With `--keep` shorter than a pod runs, and no lock that reaches its node, gc hides what the pod was handed. It stays ready: its
@@ -109,9 +112,16 @@ def page():
             f"Recorded {one['date']}: `make campaign SEED={one['campaign']}`, {minutes} minutes on "
             f"{one['cpus']} cores, {one['episodes']} episodes, {one['tried']} faults.\n"
         )
+    bad = [
+        f"`SEED={one['seed']}` ({one['wrong'][0].splitlines()[0].rpartition(': ')[2]})"
+        for each in told
+        for cell in each["cells"].values()
+        for one in cell["violations"]
+    ]
     text += (
         f"\nIn all {total['tried']} faults in {total['episodes']} episodes, {total['kills']} of them "
-        f"kills and {total['pauses']} pauses: **{total['violations']} violations**.\n\n"
+        f"kills and {total['pauses']} pauses: **{total['violations']} violations**"
+        f"{', told below: ' if bad else ''}{', '.join(bad)}.\n\n"
         "| fault | what really happens | file | k8s | s3 | survived | violations |\n"
         "|---|---|---|---|---|---|---|\n"
     )
