@@ -161,7 +161,8 @@ class World:
             said = run.said()
             # Python itself ends so where Ctrl-C comes before warmer listens.
             early = run.sent == signal.SIGINT and "KeyboardInterrupt" in said
-            if ("Traceback" in said and not early) or run.status in (70, 99):
+            own = any(line.startswith("Traceback") for line in said.splitlines())  # no engine's
+            if (own and not early) or run.status in (70, 99):
                 self.say(f"ended with {run.status} and a traceback", run)
             elif run.sent in (signal.SIGTERM, signal.SIGINT):
                 stopped = {-run.sent, 128 + run.sent, early} | fits
