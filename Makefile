@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/sh
 
-.PHONY: help demo test e2e lint bench perturb fuzz docs clean
+.PHONY: help demo test e2e lint bench perturb fuzz campaign docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1	/p' Makefile | expand -t 12
@@ -39,10 +39,17 @@ EXAMPLES := 20000
 fuzz: $(VENV)/.ready  ## make fuzz EXAMPLES=N: hostile bytes for every parser, others each time; minutes
 	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -o timeout=0 tests/property
 
+MINUTES := 10
+HOURS := 0
+CAMPAIGN := --minutes $(MINUTES) --hours $(HOURS) --seed "$(SEED)" --only "$(ONLY)" --plant "$(PLANT)"
+campaign: $(VENV)/.ready  ## faults of every kind against everything; HOURS=N, SEED=S, ONLY=kill,pause, RECORD=FILE
+	@$(BIN)/python tests/campaign/campaign.py $(CAMPAIGN) --record "$(RECORD)"
+
 docs: $(VENV)/.ready  ## write the pages that are generated from the program
 	$(BIN)/python tests/docs/cli_page.py > docs/cli.md
 	$(BIN)/python tests/docs/families_page.py > docs/families.md
+	$(BIN)/python tests/campaign/page.py > docs/reliability.md
 	$(BIN)/python tests/docs/docker_page.py > deploy/docker/README.md
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .demo .e2e .scan build *.egg-info
+	rm -rf $(VENV) .campaign .demo .e2e .scan build *.egg-info

@@ -413,6 +413,19 @@ def test_nothing_of_the_watch_is_left_beside_a_server_that_is_ready(tmp_path):
 
 
 @ROOT
+def test_nothing_is_left_of_a_server_that_is_killed_before_its_watch_looks(tmp_path):
+    """Whoever adopts the watch is not the server: it would be watched for an hour."""
+    with runs.place(tmp_path) as place:
+        place.warmed()
+        stopped = tmp_path / "python3"
+        stopped.write_text(f'#!/bin/sh\nkill -9 $PPID\nexec {sys.executable} "$@"\n')
+        stopped.chmod(0o755)
+        server = begin(place, more={"PATH": f"{tmp_path}:{os.defpath}"})
+        assert runs.finish(server).code == -signal.SIGKILL
+        runs.eventually(lambda: not watchers(place))
+        assert runs.unwatched(place.warm)
+
+
 def test_in_a_container_whose_first_process_is_the_server_it_is_the_same(place):
     """The watch is the server's own child there, and dies with it."""
     for said in ([], [ONCE]):

@@ -48,6 +48,13 @@ def test_the_page_of_families_is_the_table():
     assert read("docs", "families.md") == families_page.page(), "run `make docs`"
 
 
+def test_the_page_of_reliability_is_what_campaigns_recorded():
+    sys.path.insert(0, os.path.join(TOP, "tests", "campaign"))
+    import page  # noqa: PLC0415 - it brings faults along, which no other page needs
+
+    assert read("docs", "reliability.md") == page.page(), "run `make docs`"
+
+
 def test_the_page_of_the_image_has_the_table_of_gpus():
     assert read("deploy", "docker", "README.md") == docker_page.page(), "run `make docs`"
 
