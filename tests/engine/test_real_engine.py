@@ -84,22 +84,12 @@ def test_another_port_loader_telemetry_and_early_imports_are_no_miss_and_the_eng
     assert log.phases["engine_init"] < told.total_s < log.total_s
 
 
-def test_another_max_model_len_is_a_miss_that_names_the_factor_and_the_engine_agrees(
-    pod, warm, tmp_path
-):
+def test_another_max_model_len_is_a_miss_that_names_the_factor(pod):
+    # That vLLM's keys differ is asked of vLLM's own code: test_perturbations.py has the row.
     factors = pod.missing("--max-model-len", "256")
     assert factors == {"argv.--max-model-len": ([["256"]], [["512"]])}
     done = pod.warmer("plan", "--explain", serve_args=("--max-model-len", "256"))
     assert "argv.--max-model-len: wanted 256, held 512" in done.stdout
-
-    log, fingerprint = pod.serve(tmp_path / "shorter.log", "--max-model-len", "256")
-
-    # vLLM keys what it compiles by this digest.
-    assert fingerprint is None or fingerprint != warm[1]
-    if warm[0].cache == "hit":  # where vLLM's own compile cache is used, it must be seen to miss
-        assert log.cache == "rebuilt", log.evidence
-    else:  # the CPU build's Inductor cache is keyed by the graph, which this flag leaves as it is
-        assert fingerprint is not None
 
 
 def test_another_dtype_is_a_miss_and_the_engine_compiles_again(pod, warm, tmp_path):
