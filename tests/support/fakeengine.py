@@ -14,7 +14,7 @@ completion, half a file written), `poison` (leave a kernel that crashes every la
 what a file holds, a token say, into each cache). `op=NAME` names the operation that a JIT builds;
 `op=anew` is another each time.
 
-With `--tensor-parallel-size N` it has N ranks, each with a compiled function and, on a GPU, a file of
+With `--tensor-parallel-size N`, or `-tp N`, it has N ranks, each with a compiled function and, on a GPU, a file of
 tuning of its own. `unsaved=RANK` keeps that rank from writing either, `quiet=RANK` from saying what it loads;
 `p2p` writes what vLLM notes of one node's devices, where it does and deeper.
 """
@@ -190,11 +190,8 @@ def serve(argv: list[str]) -> None:
         time.sleep(0.05)
     key = hashlib.sha256(json.dumps([model, *hashed]).encode()).hexdigest()
     target = _target(top)
-    size = (
-        int(hashed[hashed.index("--tensor-parallel-size") + 1])
-        if "--tensor-parallel-size" in hashed
-        else 1
-    )
+    given = [word for word in ("-tp", "--tensor-parallel-size") if word in hashed]
+    size = int(hashed[hashed.index(given[-1]) + 1]) if given else 1
     _compile(key, target, size, modes)
     _tune(key, size, modes)
     if "p2p" in modes:
