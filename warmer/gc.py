@@ -14,6 +14,7 @@ import structlog
 
 from warmer.collect import census, removal
 from warmer.collect.decide import Decision, Step, decide
+from warmer.collect.records import Hiding, Records, Taken
 from warmer.errors import BusyError, UsageError, VolumeError
 from warmer.fill import capacity, publish, uses
 from warmer.fill.claim import Claims
@@ -110,7 +111,8 @@ def collect(
         _doubt(outcome)
         if not dry:
             claims = Claims(lambda: open_lock(lock, volume=volume, me=me))
-            _carry_out(volume, claims, outcome, outcome.decision.steps, keep=keep)
+            run = _Run(volume, claims, outcome, Records(volume, keep=keep), Taken(volume))
+            _carry_out(run, outcome.decision.steps)
             removal.count(volume, outcome.size("remove"))
             _log.info(
                 "collected",
@@ -173,26 +175,45 @@ def _doubt(outcome: Outcome) -> None:
         )
 
 
-def _carry_out(
-    volume: Volume, claims: Claims, outcome: Outcome, steps: Sequence[Step], *, keep: float
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Run:
+    volume: Volume
+    claims: Claims
+    outcome: Outcome
+    records: Records
+    taken: Taken
+
+    def note(self, step: Step, why: str) -> None:
+        """Keep what became of a step; no reason: it was done."""
+        if why:
+            _log.info("left alone", what=step.name, why=why)
+            self.outcome.skipped.append((step, why))
+            return
+        self.outcome.done.append(step)
+        if step.action != "renew":
+            _log.info(step.action, what=step.name, why=step.reason, bytes=step.size)
+
+
+def _carry_out(run: _Run, steps: Sequence[Step]) -> None:
     """Do the steps; those for which a full volume has no room, again when others have made some."""
     full: list[tuple[Step, VolumeError]] = []
-    for group in _grouped(steps):
-        try:
-            if group[0].piece is not None and _locked(group[0]):
-                _under_lock(volume, claims, outcome, group, keep=keep)
-            else:
-                _note(outcome, group[0], _simple(volume, group[0], keep=keep))
-        except VolumeError as exc:
-            if exc.reason not in _FULL:
-                raise
-            noted = {id(step) for step in (*outcome.done, *(s for s, _ in outcome.skipped))}
-            full += [(step, exc) for step in group if id(step) not in noted]
+    with Hiding(run.volume, run.records, note=run.note) as hiding:
+        for group in _grouped(steps):
+            try:
+                if group[0].piece is not None and _locked(group[0]):
+                    _under_lock(run, group, hiding)
+                else:
+                    run.note(group[0], _simple(run, group[0]))
+            except VolumeError as exc:
+                if exc.reason not in _FULL:
+                    raise
+                noted = (*run.outcome.done, *(s for s, _ in run.outcome.skipped))
+                known = {id(step) for step in (*noted, *hiding.steps)}
+                full += [(step, exc) for step in group if id(step) not in known]
     if full and len(full) == len(steps):
         raise full[0][1]
     if full:
-        _carry_out(volume, claims, outcome, [step for step, _ in full], keep=keep)
+        _carry_out(run, [step for step, _ in full])
 
 
 def _grouped(steps: Sequence[Step]) -> Iterator[list[Step]]:
@@ -205,8 +226,9 @@ def _grouped(steps: Sequence[Step]) -> Iterator[list[Step]]:
     yield from keyed.values()
 
 
-def _simple(volume: Volume, step: Step, *, keep: float) -> str:
+def _simple(run: _Run, step: Step) -> str:
     """Do what needs no lock; return why it was not done."""
+    volume = run.volume
     if step.use is not None:
         if step.action == "renew":
             uses.renew(volume, step.use)
@@ -221,39 +243,29 @@ def _simple(volume: Volume, step: Step, *, keep: float) -> str:
     if step.aside.sort == "leftover":
         removal.erase(step.aside.path)
         return ""
-    return removal.empty(volume, step.aside, keep=keep)
+    return removal.empty(volume, step.aside, run.records, run.taken)
 
 
-def _under_lock(
-    volume: Volume, claims: Claims, outcome: Outcome, steps: Sequence[Step], *, keep: float
-) -> None:
+def _under_lock(run: _Run, steps: Sequence[Step], hiding: Hiding) -> None:
     """Hide generations and remove stagings of one key, under its lock."""
     kind, digest = steps[0].piece.key if steps[0].piece is not None else ("weights", "")
     left = list(steps)
     try:
-        with claims.claim(Key.known(kind, digest), wait=_WAIT, filled=lambda: False) as grant:
+        with run.claims.claim(Key.known(kind, digest), wait=_WAIT, filled=lambda: False) as grant:
+            hiding.look((kind, digest))
             while left and grant is not None:
                 step = left[0]
                 if step.action == "hide" and step.piece is not None:
-                    why = removal.hide(volume, step.piece, grant, keep=keep)
+                    hiding.hide(step, step.piece, grant)
                 elif grant.exclusive:
-                    why = removal.sweep(step, grant)
+                    run.note(step, removal.sweep(step, grant))
                 else:
                     why = "locks on this volume exclude nobody: its owner may be at work"
-                _note(outcome, left.pop(0), why)
+                    run.note(step, why)
+                left.pop(0)
     except BusyError as exc:
         for step in left:
-            _note(outcome, step, exc.message)
-
-
-def _note(outcome: Outcome, step: Step, why: str) -> None:
-    if why:
-        _log.info("left alone", what=step.name, why=why)
-        outcome.skipped.append((step, why))
-        return
-    outcome.done.append(step)
-    if step.action != "renew":
-        _log.info(step.action, what=step.name, why=step.reason, bytes=step.size)
+            run.note(step, exc.message)
 
 
 def _locked(step: Step) -> bool:

@@ -150,7 +150,7 @@ def _asides(volume: Volume) -> Iterator[Aside]:
                 path = os.path.join(place, name)
                 size, _ = weigh(path)
                 yield Aside(sort, path, size, _moved(path), Piece(*was), name.endswith(GOING))
-    yield from _leftovers(volume, volume.crashes, lambda name: _gone(volume, name))
+    yield from _leftovers(volume, volume.crashes, _Gone(volume))
     for directory, ours in (
         (volume.uses, _HALF.fullmatch),
         (os.path.join(volume.top, "refs"), _HALF.fullmatch),
@@ -169,10 +169,24 @@ def _leftovers(volume: Volume, directory: str, ours: Callable[[str], object]) ->
             yield Aside("leftover", path, size, newest)
 
 
-def _gone(volume: Volume, name: str) -> bool:
-    """Whether a start that crashed is told of a generation that is not there any more."""
-    was = numbers.aside(name)
-    return was is not None and was.number not in numbers.generations(volume, was.kind, was.digest)
+class _Gone:
+    """Whether a start that crashed is told of a generation that is not there any more.
+
+    A key is listed once, however many starts of its generations crashed.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._there: dict[tuple[Kind, str], list[int]] = {}
+
+    def __call__(self, name: str) -> bool:
+        was = numbers.aside(name)
+        if was is None:
+            return False
+        key = was.kind, was.digest
+        if key not in self._there:
+            self._there[key] = numbers.generations(self._volume, *key)
+        return was.number not in self._there[key]
 
 
 def weigh(top: str) -> tuple[int, float]:

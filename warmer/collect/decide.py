@@ -90,7 +90,8 @@ def decide(census: Census, *, keep: float, grace: float, min_free: int | None = 
 
 
 def _trash(census: Census, uses: list[Use], *, grace: float) -> Iterator[Step]:
-    wanted = {piece.key for use in uses for piece in use.pieces or ()}
+    named = {piece for use in uses for piece in use.pieces or ()}
+    wanted = {piece.key for piece in named}
     sealed = {one.piece.key for one in census.published if one.state == "sealed"}
     for aside in sorted(census.asides, key=_number, reverse=True):
         piece = aside.piece
@@ -99,7 +100,7 @@ def _trash(census: Census, uses: list[Use], *, grace: float) -> Iterator[Step]:
         age = census.now - aside.at
         if aside.going:
             yield Step("remove", "its removal had begun", aside.size, piece, aside)
-        elif any(piece in (use.pieces or ()) for use in uses):
+        elif piece in named:
             yield Step("put back", "a record of use names it", aside.size, piece, aside)
         elif piece.key in wanted and piece.key not in sealed:
             yield Step("put back", "its key is in use again", aside.size, piece, aside)
@@ -117,12 +118,13 @@ def _hide(
 ) -> Iterator[Step]:
     """Hide what was superseded or is broken; then whole keys, least recently used first."""
     best = need.next_taken(census.published)
+    used = need.last_used(census.uses)
     going = sum(aside.size for aside in census.asides if aside.sort == "trash")
     free = census.free + going
     last: list[tuple[float, Published]] = []
     for one in idle:
         if best[one.piece.key] == one.piece:
-            last.append((need.last_used(one, census.uses), one))
+            last.append((max(one.at, used.get(one.piece.key, one.at)), one))
             continue
         why = "superseded" if one.state == "sealed" else "broken, and another is newer or whole"
         free += one.size

@@ -98,15 +98,32 @@ def doubts(uses: Iterable[Use]) -> list[str]:
     return [f"{use.name}: {use.why}" for use in uses if use.pieces is None]
 
 
-def named(piece: Piece, uses: Iterable[Use], *, now: float) -> str | None:
-    """Say who uses this very generation, or may come to; None where nobody does."""
-    for use in uses:
-        if use.pieces is None:
-            return f"the record of use {use.name} cannot be read"
-        if piece in use.pieces or piece._replace(number=ANY) in use.pieces:
-            who = "a server that runs" if use.live else f"{use.owner or use.name}"
-            return f"used by {who}, {ago(now - use.at)}"
-    return None
+class Named:
+    """Who uses which generations, or may come to.
+
+    Args:
+        uses: the records that count.
+        now: the time, for what is said of their ages.
+    """
+
+    def __init__(self, uses: Iterable[Use], *, now: float) -> None:
+        self._now = now
+        self._doubt: str | None = None
+        self._by: dict[Piece, Use] = {}
+        for use in uses:
+            if use.pieces is None:
+                self._doubt = f"the record of use {use.name} cannot be read"
+                break
+            for piece in use.pieces:
+                self._by.setdefault(piece, use)
+
+    def why(self, piece: Piece) -> str | None:
+        """Say who uses this very generation, or may come to; None where nobody does."""
+        use = self._by.get(piece) or self._by.get(piece._replace(number=ANY))
+        if use is None:
+            return self._doubt
+        who = "a server that runs" if use.live else f"{use.owner or use.name}"
+        return f"used by {who}, {ago(self._now - use.at)}"
 
 
 def needed(census: Census, *, keep: float) -> dict[Piece, str]:
@@ -122,9 +139,10 @@ def needed(census: Census, *, keep: float) -> dict[Piece, str]:
     uses = in_force(census.uses, now=census.now, keep=keep)
     wanted = {piece.key for use in uses for piece in use.pieces or ()}
     best = next_taken(census.published)
+    named = Named(uses, now=census.now)
     found: dict[Piece, str] = {}
     for one in census.published:
-        why = _why(one, census, uses, keep=keep, wanted=wanted, best=best[one.piece.key])
+        why = _why(one, census, named, keep=keep, wanted=wanted, best=best[one.piece.key])
         if why is not None:
             found[one.piece] = why
     return found
@@ -143,11 +161,13 @@ def next_taken(published: Iterable[Published]) -> dict[tuple[Kind, str], Piece]:
     return {key: one.piece for key, one in best.items()}
 
 
-def last_used(one: Published, uses: Iterable[Use]) -> float:
-    """When a generation's key was last used, or the generation published."""
-    key = one.piece.key
-    times = (use.at for use in uses if any(piece.key == key for piece in use.pieces or ()))
-    return max(one.at, *times, one.at)
+def last_used(uses: Iterable[Use]) -> dict[tuple[Kind, str], float]:
+    """When each key was last used that is named at all."""
+    found: dict[tuple[Kind, str], float] = {}
+    for use in uses:
+        for piece in use.pieces or ():
+            found[piece.key] = max(use.at, found.get(piece.key, use.at))
+    return found
 
 
 def ago(seconds: float) -> str:
@@ -161,7 +181,7 @@ def ago(seconds: float) -> str:
 def _why(
     one: Published,
     census: Census,
-    uses: Iterable[Use],
+    named: Named,
     *,
     keep: float,
     wanted: set[tuple[Kind, str]],
@@ -170,7 +190,7 @@ def _why(
     age = census.now - one.at
     if one.state in _UNTOUCHED:
         return _UNTOUCHED[one.state]
-    if (why := named(one.piece, uses, now=census.now)) is not None:
+    if (why := named.why(one.piece)) is not None:
         return why
     if one.piece == best and one.piece.key in wanted:
         return "what the next pod takes of a key in use"

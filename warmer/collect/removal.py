@@ -1,4 +1,4 @@
-"""Carry steps out: hide under the key's lock, look at the uses again, remove what is hidden.
+"""Carry steps out: remove what is hidden, what is left over, and stagings under their key's lock.
 
 Killed anywhere, a generation is in one of two places, whole, or in the trash under a name that says
 its removal has begun. Its number stays taken throughout: by its name, then by a file in ``taken/``
@@ -15,16 +15,16 @@ import shutil
 from typing import TYPE_CHECKING, Final
 
 from warmer import regular
-from warmer.collect import census, need
+from warmer.collect import census
 from warmer.collect.census import GOING
 from warmer.errors import using
-from warmer.fill import publish, stagings, uses
+from warmer.fill import stagings
 from warmer.model import Key
-from warmer.observe import numbers
 
 if TYPE_CHECKING:
     from warmer.collect.decide import Step
     from warmer.collect.need import Aside
+    from warmer.collect.records import Records, Taken
     from warmer.fill.locks import Grant
     from warmer.layout import Volume
     from warmer.usage import Piece
@@ -34,42 +34,14 @@ _MOST_COUNTED: Final = 1 << 62
 """Bytes removed in all that are believed; metrics cannot tell of numbers without end."""
 
 
-def hide(volume: Volume, piece: Piece, grant: Grant, *, keep: float) -> str:
-    """Hide a generation, unless it is in use by now.
+def empty(volume: Volume, aside: Aside, records: Records, taken: Taken) -> str:
+    """Remove a hidden or quarantined generation for good, and keep its number taken.
 
     Args:
         volume: where.
-        piece: the generation.
-        grant: of its key.
-        keep: seconds for which a use counts.
-
-    Returns:
-        Why it stayed; empty where it is hidden.
-
-    Raises:
-        VolumeError: the volume failed.
-    """
-    if why := _used(volume, piece, keep=keep):
-        return why
-    if piece.number not in numbers.generations(volume, *piece.key):
-        return "gone already"
-    if not grant.still_mine():
-        return "its lock was lost"
-    place = publish.hide(volume, Key.known(*piece.key), piece.number)
-    why = "the look at the uses was cut short"
-    try:
-        why = _used(volume, piece, keep=keep) or ""
-    finally:
-        if why:
-            publish.put_back(volume, place)
-    if grant.exclusive:  # else another may be about to publish there
-        with contextlib.suppress(OSError):  # others of its key are there
-            os.rmdir(volume.key(*piece.key))
-    return why
-
-
-def empty(volume: Volume, aside: Aside, *, keep: float) -> str:
-    """Remove a hidden or quarantined generation for good, and keep its number taken.
+        aside: what.
+        records: who uses what; nobody can come to see what is hidden, so they may be a little old.
+        taken: the numbers that were ever given.
 
     Returns:
         Why it stayed; empty where it is gone.
@@ -80,11 +52,11 @@ def empty(volume: Volume, aside: Aside, *, keep: float) -> str:
     piece = aside.piece
     if piece is None:
         return "not warmer's"
-    if aside.sort == "trash" and not aside.going and (why := _used(volume, piece, keep=keep)):
+    if aside.sort == "trash" and not aside.going and (why := records.why(piece)):
         return why
     path = aside.path
     with using(_PLACE):
-        _keep_taken(volume, piece)
+        _keep_taken(volume, piece, taken)
         if not path.endswith(GOING):
             # From here on nobody puts it back; a gc beside this one finds it gone.
             try:
@@ -138,18 +110,9 @@ def _unless_gone(_call: object, _path: str, info: tuple[object, BaseException, o
         raise info[1]
 
 
-def _used(volume: Volume, piece: Piece, *, keep: float) -> str | None:
-    """Say who uses a generation by now; the records are read anew."""
-    with using(_PLACE):
-        now = census.clock(volume, dry=False)
-    found = uses.read_all(volume, asked_before=now - keep)
-    force = need.in_force(found, now=now, keep=keep)
-    return need.named(piece, force, now=now)
-
-
-def _keep_taken(volume: Volume, piece: Piece) -> None:
+def _keep_taken(volume: Volume, piece: Piece, taken: Taken) -> None:
     """Leave a file that says its number is taken, where no higher one of its key says it too."""
-    if piece.number < numbers.highest_taken(volume, *piece.key):
+    if piece.number < taken.highest(piece):
         return
     os.makedirs(volume.taken, exist_ok=True)
     name = f"{piece.kind}-{piece.digest}-{piece.number}"
@@ -162,11 +125,9 @@ def _keep_taken(volume: Volume, piece: Piece) -> None:
         os.close(descriptor)
     _flush(volume.taken)
     _flush(volume.top)
-    for other in os.listdir(volume.taken):
-        was = numbers.aside(other)
-        if was and was[:2] == piece.key and was.number < piece.number:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(volume.taken, other))
+    for other in taken.names(piece):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(volume.taken, other))
 
 
 def _flush(path: str) -> None:

@@ -151,19 +151,29 @@ def quarantine(volume: Volume, key: Key, generation: int) -> str:
     Raises:
         VolumeError: the volume failed.
     """
-    return _aside(volume, key, generation, volume.quarantine)
+    target = os.path.join(volume.quarantine, _aside_name(key, generation))
+    _aside(volume, key, generation, target)
+    return target
 
 
-def hide(volume: Volume, key: Key, generation: int) -> str:
+def trash_name(volume: Volume, key: Key, generation: int) -> str:
+    """Name a place in the trash, which nobody else names."""
+    return os.path.join(volume.trash, _aside_name(key, generation))
+
+
+def hide(volume: Volume, key: Key, generation: int, place: str) -> None:
     """Move a generation that nothing needs into the trash, under its key's grant.
 
-    Returns:
-        Where it is now; `put_back` undoes it.
+    Args:
+        volume: where.
+        key: its piece.
+        generation: its number.
+        place: where to, from `trash_name`; `put_back` undoes it.
 
     Raises:
         VolumeError: the volume failed.
     """
-    return _aside(volume, key, generation, volume.trash)
+    _aside(volume, key, generation, place)
 
 
 def put_back(volume: Volume, place: str) -> bool:
@@ -171,7 +181,7 @@ def put_back(volume: Volume, place: str) -> bool:
 
     Args:
         volume: where.
-        place: what `hide` returned.
+        place: what `hide` was given.
 
     Raises:
         VolumeError: the volume failed.
@@ -193,18 +203,19 @@ def put_back(volume: Volume, place: str) -> bool:
     return True
 
 
-def _aside(volume: Volume, key: Key, generation: int, place: str) -> str:
+def _aside(volume: Volume, key: Key, generation: int, target: str) -> None:
     """Move a generation; its directory's time says by the server's clock since when it is there."""
-    source = volume.generation(key.kind, key.digest, generation)
-    name = f"{key.kind}-{key.digest}-{generation}-{secrets.token_hex(4)}"
-    target = os.path.join(place, name)
+    source, place = volume.generation(key.kind, key.digest, generation), os.path.dirname(target)
     with using(_PLACE):
         _make_directories(volume.root, place)
         _touch(source)
         os.rename(source, target)
         _flush(place)
         _flush(os.path.dirname(source))
-    return target
+
+
+def _aside_name(key: Key, generation: int) -> str:
+    return f"{key.kind}-{key.digest}-{generation}-{secrets.token_hex(4)}"
 
 
 def _commit(volume: Volume, staging: Staging, generation: int) -> None:

@@ -50,7 +50,7 @@ def highest_taken(volume: Volume, kind: Kind, digest: str) -> int:
     Seals name generations of other pieces by number, so that a number is never used twice. That
     two writers never publish one does not rest on this: the rename onto a name that is there fails.
     """
-    taken = {*_published(volume, kind, digest), *_moved(volume, kind, digest)}
+    taken = {*_published(volume, kind, digest), *moved(volume).get((kind, digest), ())}
     return max(counted(taken), default=0)
 
 
@@ -62,7 +62,7 @@ def generations(volume: Volume, kind: Kind, digest: str) -> list[int]:
     found = _published(volume, kind, digest)
     ours = counted(found)
     if len(ours) < len(found):  # numbers in between may have been removed
-        all_of_them = set(counted(found | _moved(volume, kind, digest)))
+        all_of_them = set(counted(found | moved(volume).get((kind, digest), set())))
         ours = sorted(found & all_of_them)
     return ours[::-1]
 
@@ -75,16 +75,17 @@ def _published(volume: Volume, kind: Kind, digest: str) -> set[int]:
     return {int(name) for name in names if _GENERATION.fullmatch(name)}
 
 
-def _moved(volume: Volume, kind: Kind, digest: str) -> set[int]:
-    """List the numbers of a key that were moved aside, or are taken for good."""
-    found: set[int] = set()
+def moved(volume: Volume) -> dict[tuple[Kind, str], set[int]]:
+    """List the numbers of every key that were moved aside, or are taken for good."""
+    found: dict[tuple[Kind, str], set[int]] = {}
     for place in (volume.quarantine, volume.trash, volume.taken):
         try:
             names = listing(volume, place)
         except FileNotFoundError:
             continue
-        asides = (aside(name) for name in names)
-        found |= {one.number for one in asides if one and (one.kind, one.digest) == (kind, digest)}
+        for one in map(aside, names):
+            if one is not None:
+                found.setdefault((one.kind, one.digest), set()).add(one.number)
     return found
 
 
