@@ -14,7 +14,7 @@ USER 0
 COPY pyproject.toml README.md LICENSE /src/
 COPY warmer /src/warmer
 COPY entrypoints /src/entrypoints
-COPY deploy/docker/install.sh /src/
+COPY deploy/docker/install.sh deploy/docker/requirements.txt /src/
 RUN /bin/sh /src/install.sh /src /out
 
 FROM ${BASE_IMAGE}

@@ -8,16 +8,22 @@ source=${1:?usage: install.sh SOURCE OUT} out=${2:?}
 home=/opt/warmer
 
 python3 -m venv --without-pip "$home"
-if python3 -m pip --version >/dev/null 2>&1; then
-    python3 -m pip --disable-pip-version-check --python "$home/bin/python3" \
-        install --quiet --no-cache-dir --no-compile "$source"
-else # some serving images have uv alone
-    uv pip install --quiet --no-cache --python "$home/bin/python3" "$source"
-fi
+install() {
+    if python3 -m pip --version >/dev/null 2>&1; then
+        python3 -m pip --disable-pip-version-check --python "$home/bin/python3" \
+            install --quiet --no-cache-dir --no-compile "$@"
+    else # some serving images have uv alone
+        uv pip install --quiet --no-cache --python "$home/bin/python3" "$@"
+    fi
+}
+# Every file by its hash, what builds warmer too: no index decides what is run beside the signing key.
+install --require-hashes -r "$source/requirements.txt"
+install --no-deps --no-build-isolation "$source"
 cp -R "$source/entrypoints" "$home/entrypoints"
 chmod 0755 "$home"/entrypoints/*
 
-# What is installed and never loaded: AWS's other services, the Hub's own transfers, headers, tests.
+# What is installed and never loaded: what built warmer, AWS's other services, the Hub's own transfers,
+# headers, tests.
 site=$("$home/bin/python3" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 for service in "$site"/botocore/data/*/; do
     case ${service#"$site"/botocore/data/} in
@@ -25,7 +31,8 @@ for service in "$site"/botocore/data/*/; do
         *) rm -rf "$service" ;;
     esac
 done
-rm -rf "$site"/hf_xet "$site"/hf_xet-*.dist-info "$site"/botocore/.changes "$home"/include
+rm -rf "$site"/setuptools "$site"/setuptools-*.dist-info "$site"/pkg_resources "$site"/_distutils_hack \
+    "$site"/distutils-precedence.pth "$site"/hf_xet "$site"/hf_xet-*.dist-info "$site"/botocore/.changes "$home"/include
 find "$home/bin" -type f ! -name warmer -exec rm -f {} +
 find "$site" -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
 find "$site" -type f \( -name '*.[acho]' -o -name '*.pyx' -o -name '*.pyi' \) -exec rm -f {} +

@@ -23,8 +23,8 @@ the base's. The server's container runs the base image itself.
 | `/opt/warmer/entrypoints/serve` | `warmer serve`: the engine from this image too, for a single container |
 | `/opt/warmer/entrypoints/sidecar` | `warmer sidecar`: beside the server, publishes what it builds |
 
-Build it without network: `--build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheels`, with the wheels of
-pyproject.toml's dependencies and of setuptools mounted at `/wheels`.
+Build it without network: `--build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheels`, with the wheels that
+[requirements.txt](requirements.txt) names mounted at `/wheels`. Each is compared with its hash there, with network too.
 
 ## A volume that keeps
 

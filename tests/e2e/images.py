@@ -13,10 +13,10 @@ import sysconfig
 import tarfile
 import tempfile
 import time
-import tomllib
 from pathlib import Path
 
 TOP = Path(__file__).parents[2]
+LOCK = TOP / "deploy/docker/requirements.txt"
 PLACE = Path(os.environ.get("WARMER_E2E_DIR") or TOP / ".e2e")
 """Where images and containers are kept between runs; `make clean` removes it."""
 
@@ -110,7 +110,7 @@ def base():
 def warmer():
     """Build warmer's image as its Dockerfile says, from wheels: containers have no network here."""
     sources = [TOP / "pyproject.toml", TOP / "Dockerfile", *(TOP / "entrypoints").iterdir()]
-    sources += [TOP / "deploy/docker/install.sh", *sorted((TOP / "warmer").rglob("*.py"))]
+    sources += [TOP / "deploy/docker/install.sh", LOCK, *sorted((TOP / "warmer").rglob("*.py"))]
     wanted = f"{_label(BASE, 'made-of')} {max(_stamp(path) for path in sources)} {len(sources)}"
     if _label(IMAGE, "made-of") != wanted:
         wheels = _wheels()
@@ -122,15 +122,21 @@ def warmer():
 
 
 def _wheels():
-    """Fetch the wheels of warmer's dependencies, and of what builds it, once per pyproject.toml."""
-    stamp = PLACE / "wheels" / f"of-{_stamp(TOP / 'pyproject.toml')}"
+    """Fetch the wheels that the lock names, once per lock; pip compares their hashes."""
+    stamp = PLACE / "wheels" / f"of-{_stamp(LOCK)}"
     if not stamp.exists():
         shutil.rmtree(stamp.parent, ignore_errors=True)
         stamp.parent.mkdir()
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
-        told = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))
-        wanted = [*told["project"]["dependencies"], *told["build-system"]["requires"]]
-        subprocess.run([*pip, "--wheel-dir", str(stamp.parent), *wanted], check=True)
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
+        words = [
+            "--only-binary=:all:",
+            "--require-hashes",
+            "--dest",
+            str(stamp.parent),
+            "-r",
+            str(LOCK),
+        ]
+        subprocess.run([*pip, *words], check=True)
         stamp.touch()
     return stamp.parent
 
