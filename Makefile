@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/sh
 
-.PHONY: help demo test e2e lint bench perturb fuzz campaign docs clean
+.PHONY: help demo test e2e lint bench perturb soak fuzz lock sbom audit campaign docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1	/p' Makefile | expand -t 12
@@ -27,17 +27,34 @@ lint: $(VENV)/.ready  ## ruff, mypy --strict, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(VENV)/.ready  ## make bench NAME=check|families|fill-hf|fill-s3|levers|noop-prefill|ranks|restore|stampede|start
+bench: $(VENV)/.ready  ## make bench NAME=check|families|fill-hf|fill-s3|levers|noop-prefill|ranks|restore|scale|stampede|start
 	@test -f "tests/bench/$(NAME).py" || { \
-	    echo "got NAME=$(NAME), expected one of: check families fill-hf fill-s3 levers noop-prefill ranks restore stampede start" >&2; exit 2; }
+	    echo "got NAME=$(NAME), expected one of: check families fill-hf fill-s3 levers noop-prefill ranks restore scale stampede start" >&2; exit 2; }
 	@$(BIN)/python "tests/bench/$(NAME).py"
 
 perturb: $(VENV)/.ready  ## starts that differ in one thing each: foretold, and what the engine did
 	@$(BIN)/python tests/perturb/perturb.py
 
+soak: HOURS := 2
+soak: $(VENV)/.ready  ## make soak HOURS=N OUT=DIR: hours of starts, gc and harvests; what grows is named; root
+	@HOURS=$(HOURS) $(BIN)/python tests/soak/soak.py
+
 EXAMPLES := 20000
-fuzz: $(VENV)/.ready  ## make fuzz EXAMPLES=N: hostile bytes for every parser, others each time; minutes
+SECONDS := 60
+fuzz: $(VENV)/.ready  ## make fuzz EXAMPLES=N SECONDS=N OUT=DIR: hostile bytes for every parser, others each time
 	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -o timeout=0 tests/property
+	@RUNS=100000000 SECONDS=$(SECONDS) $(BIN)/python tests/fuzz/campaign.py
+
+LOCK := deploy/docker/requirements.txt
+lock: $(VENV)/.ready  ## what the image installs, resolved anew: versions and hashes
+	$(BIN)/python deploy/docker/lock.py
+
+sbom: $(VENV)/.ready  ## sbom.json: what the image installs, as CycloneDX
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json $(LOCK)
+
+# What could not be looked up fails too (--strict): an audit that asked nobody finds nothing.
+audit: $(VENV)/.ready  ## known vulnerabilities of what the image installs; asks pypi.org
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r $(LOCK)
 
 MINUTES := 10
 HOURS := 0
