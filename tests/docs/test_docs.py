@@ -97,6 +97,7 @@ def _written():
         for top in tops
         for at, _, names in os.walk(os.path.join(TOP, top))
         for name in names
+        if not name.endswith(".pyc")
     ]
     paths += [os.path.join(TOP, name) for name in ("README.md", "CHANGELOG.md", "Dockerfile")]
     return [
