@@ -3,12 +3,14 @@
 import http.server
 import json
 import os
+import socket
 import sys
 import threading
 import urllib.parse
 from contextlib import contextmanager
 
 import pytest
+from botocore.config import Config
 
 sys.path.insert(0, os.path.dirname(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
@@ -16,6 +18,9 @@ import owner
 import runs
 import s3
 from proxy import Proxy
+
+from warmer.fill.locks import UnansweredError
+from warmer.fill.locks import s3 as s3_lock
 
 
 @pytest.fixture
@@ -272,3 +277,20 @@ def test_the_password_of_an_endpoint_that_stays_away_is_printed_nowhere(place):
     assert result.code in (3, 4), "as it is taken: a wait that ended, or a lock that failed"
     assert "the lock does not answer" in result.err
     assert secret not in result.out + result.err
+
+
+def test_a_service_that_is_too_slow_did_not_answer_and_is_not_taken_for_missing_credentials(
+    use, monkeypatch
+):
+    """What timed out may have been done: only an error that says so is asked about again."""
+    quick = Config(retries={"total_max_attempts": 1}, connect_timeout=0.2, read_timeout=0.2)
+    monkeypatch.setattr(s3_lock, "_CONFIG", quick)
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # whose connections nobody accepts
+        use(
+            s3.seaweed().environment()
+            | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{listening.getsockname()[1]}"}
+        )
+        with pytest.raises(UnansweredError) as caught:
+            s3_lock.S3Register("bucket", "locks")
+    assert caught.value.reason == "lock-unreachable"
+    assert "ReadTimeoutError" in caught.value.message

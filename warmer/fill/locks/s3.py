@@ -127,15 +127,17 @@ class S3Register:
     def _call(self, operation: Callable[..., Any], path: str, **more: Any) -> Mapping[str, Any]:
         try:
             found: Mapping[str, Any] = operation(Bucket=self._bucket, Key=path, **more)
+        except failures.ClientError:
+            raise
         except (*_NO_CREDENTIALS, OSError) as exc:  # OSError: files that credentials are read from
+            if isinstance(exc, failures.BotoCoreError) and not isinstance(exc, _NO_CREDENTIALS):
+                raise _unanswered(exc) from exc  # as timeouts, which botocore makes OSErrors too
             raise LockError(
                 f"got no AWS credentials for --lock s3://{self._bucket} ({type(exc).__name__}), "
                 "expected some",
                 reason="lock-denied",
                 hint="give the pod a role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
             ) from exc
-        except failures.ClientError:
-            raise
         except Exception as exc:
             # As when a portal answers in HTML: botocore's parser raises what is no BotoCoreError.
             raise _unanswered(exc) from exc
