@@ -1,5 +1,6 @@
 """A soak that grows, that fails or that sees nothing is told from one that is steady."""
 
+import json
 import math
 import os
 import random
@@ -46,8 +47,9 @@ NOISE = random.Random(1)  # noqa: S311 - the same noise each time
         lambda n: 301 if n == 100 else 300,
         lambda n: 300 - n,
         lambda n: 5000 if n == 119 else 300,
+        lambda n: 300 - round(40 * math.cos(n / 120 * 4 * math.pi)) * (n < 90) + 30 * (n >= 90),
     ],
-    ids=["flat", "sawtooth", "noise", "filled once", "a blip", "falling", "one outlier"],
+    ids=["flat", "sawtooth", "noise", "filled once", "a blip", "falling", "one outlier", "a wave"],
 )
 def test_what_keeps_a_level_is_steady(level):
     assert judged(samples(volume_files=level))["verdict"] == "steady"
@@ -71,6 +73,17 @@ def test_what_grows_is_named(name, series):
     found = judged(samples(**{name: series}))
     assert (found["verdict"], found["why"]) == ("grows", name)
     assert found["measures"][name]["grows"] is True
+
+
+def test_what_was_kept_is_judged_again(tmp_path):
+    codes = []
+    for more in ({}, {"fds": lambda n: 12 + n}):
+        kept = tmp_path / "samples.jsonl"
+        lines = [json.dumps(one | {"failures": 0}) + "\n" for one in samples(**more)]
+        kept.write_text("".join(lines))
+        argv = [sys.executable, os.path.join(HERE, "verdict.py"), str(kept)]
+        codes.append(subprocess.run(argv, stdout=subprocess.DEVNULL, check=False).returncode)
+    assert codes == [0, 1]
 
 
 def test_a_failure_is_no_steady_soak():
@@ -116,8 +129,9 @@ def where(tmp_path):
         os.mkdir(f"{top}/{name}")
     engine = fakeengine.Engine(top, "", "", "")
     place = runs.Place(top, None, engine, f"{top}/volume", f"{top}/warm", "")
-    living = subprocess.Popen([sys.executable, "-S", "-c", "input()", top], stdin=subprocess.PIPE)
-    runs.eventually(lambda: runs.processes(top))
+    argv = [sys.executable, "-S", "-c", "print(flush=True); input()", top]
+    living = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    living.stdout.readline()  # it is there, and as large as it gets
     yield sampler.Where(place, [f"{top}/warm"], [f"{top}/tmp"], [living.pid])
     living.communicate(b"\n")
 
