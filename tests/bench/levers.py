@@ -157,8 +157,8 @@ def main():
     slow = starts.start("less read-ahead, new node", "--lever", "read-ahead=off", new=True)
     hot = [starts.start("default, page cache hot") for _ in range(ROUNDS)]
     less = {}
-    for name in levers.NAMES:
-        if name != "read-ahead" and not (TP > 1 and name in OFF_WITH_RANKS):
+    for name in demo.handoff()["levers"]:
+        if name != "read-ahead":
             less[name] = starts.start(f"less {name}, page cache hot", "--lever", f"{name}=off")
     hot.append(starts.start("default, page cache hot"))
     more = {}

@@ -25,6 +25,7 @@ class Image:
     """Sources on a path, and the tree that Python writes for them."""
 
     def __init__(self, top):
+        self.interpreter = sys.executable
         self.site = os.path.join(top, "site")
         self.tree = os.path.join(top, "tree")
         self.write("thing/__init__.py", "")
@@ -47,7 +48,7 @@ class Image:
         return mine | more
 
     def python(self, code, *flags, **more):
-        words = [sys.executable, *flags, "-c", code]
+        words = [self.interpreter, *flags, "-c", code]
         return subprocess.check_output(words, env=self.env(**more), text=True).strip()
 
     def used(self, **more):
@@ -56,7 +57,7 @@ class Image:
 
     def bind(self):
         how = {"package": "thing", "environment": self.env()}
-        return bytecode.by_content(self.tree, sys.executable, **how)
+        return bytecode.by_content(self.tree, self.interpreter, **how)
 
     def mine(self):
         """Name the entries of our own sources."""
@@ -191,8 +192,11 @@ def test_a_source_off_the_path_is_not_the_images(image, tmp_path):
     assert image.bind().dropped == {"not of this Python's path": 1}
 
 
-def test_warmers_own_directory_is_not_on_the_engines_path(image):
+def test_warmers_own_directory_is_not_on_the_engines_path(image, tmp_path):
     here = os.path.dirname(rehash.__file__)
+    # The tests' own Python may have this checkout on its path.
+    subprocess.check_call([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"])
+    image.interpreter = str(tmp_path / "venv" / "bin" / "python")
     image.python(f"import sys; sys.path.insert(0, {here!r}); import rehash")
     assert image.bind().dropped == {"not of this Python's path": 1}
 
