@@ -197,6 +197,8 @@ def test_warmers_own_directory_is_not_on_the_engines_path(image, tmp_path):
     # The tests' own Python may have this checkout on its path.
     subprocess.check_call([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"])
     image.interpreter = str(tmp_path / "venv" / "bin" / "python")
+    image.tree = str(tmp_path / "its own")
+    image.used()
     image.python(f"import sys; sys.path.insert(0, {here!r}); import rehash")
     assert image.bind().dropped == {"not of this Python's path": 1}
 
