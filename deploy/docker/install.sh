@@ -38,7 +38,8 @@ find "$site" -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
 find "$site" -type f \( -name '*.[acho]' -o -name '*.pyx' -o -name '*.pyi' \) -exec rm -f {} +
 
 # By the sources' hashes nobody asks for: times change as layers are copied, and the root may be read-only.
-"$home/bin/python3" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$site"
+# -f: what the build itself has imported is compiled already, by time.
+"$home/bin/python3" -m compileall -q -f -j 0 --invalidation-mode unchecked-hash "$site"
 
 mkdir -p "$out/opt" "$out/usr/local/bin" "$out/warm"
 chmod 0775 "$out/warm"
