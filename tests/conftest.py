@@ -7,6 +7,10 @@ import structlog
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it leaves in the background so, and every child would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _configure = structlog.configure
 
 

@@ -165,7 +165,7 @@ def test_the_sampler_sees_each_thing_that_is_left(where):
         write(f"{top}/{path}", b"x" * 20_000)
     with held(f"{top}/volume/v1/locks/a.lock"):
         after = sampler.sample(where)
-    grown = {name for name in after if after[name] > before[name]}
+    grown = {name for name in after if after[name] > before[name]} - {"rss_kb"}  # it may, or not
     assert grown == after.keys() - {"fds", "rss_kb", "threads", "zombies"}
     assert sampler.sample(where)["locks_held"] == 0
 
