@@ -5,6 +5,7 @@ import importlib
 import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -156,3 +157,9 @@ def test_the_architecture_page_names_every_module():
         ):
             continue
         assert f"`{module}" in page, f"docs/architecture.md does not mention {module}"
+
+
+def test_no_module_is_too_long_to_be_read_at_once():
+    modules = Path(TOP, "warmer").rglob("*.py")
+    lengths = {str(path): len(path.read_text().splitlines()) for path in modules}
+    assert {path: length for path, length in lengths.items() if length > 300} == {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from warmer.report import otlp, page, spans, table
+from warmer.report import otlp, page, spans, table, values
 from warmer.report.log import parse
 from warmer.report.spans import Span
 
@@ -97,7 +97,7 @@ def test_one_rank_connects_to_nobody():
 def test_the_table_the_page_and_the_json_tell_of_each_rank():
     cold, warm = (parse(recorded(f"tp2-{name}-0.32.log")) for name in ("cold", "warm"))
     both = table.compare(cold, warm)
-    text, shown, value = table.render(both), page.page(both), table.as_json(both)
+    text, shown, value = table.render(both), page.page(both), values.as_json(both)
     for clause in (
         "cold: rank 1: cache rebuilt",
         "warm: rank 0: cache hit",
@@ -110,7 +110,7 @@ def test_the_table_the_page_and_the_json_tell_of_each_rank():
     assert value["cold"]["ranks"][1]["phases"]["warmup"] == pytest.approx(80.808)
     assert "rank 1: cache hit" in table.render_one(warm)
     assert "rank 1: cache hit" in page.page_of_one(warm)
-    assert json.loads(json.dumps(table.start_as_json(warm)))["ranks"][0]["rank"] == "0"
+    assert json.loads(json.dumps(values.start_as_json(warm)))["ranks"][0]["rank"] == "0"
 
 
 def span(name, begin, end, rank=None, process=None):

@@ -11,7 +11,8 @@ from warmer.cli.report import command
 from warmer.errors import UsageError
 from warmer.report.log import StartLog, parse
 from warmer.report.phases import PHASES
-from warmer.report.table import as_json, compare, render, render_one, start_as_json
+from warmer.report.table import compare, render, render_one
+from warmer.report.values import as_json, start_as_json
 
 LOGS = Path(__file__).parent / "logs"
 COLD, WARM = LOGS / "cold-0.32.log", LOGS / "warm-0.32.log"

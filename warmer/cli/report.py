@@ -15,7 +15,7 @@ from warmer.cli import leave_at_signals, logs, writing
 from warmer.cli.options import option
 from warmer.errors import BusyError, TerminatedError, UsageError
 from warmer.layout import WarmDir
-from warmer.report import handed, log, page, spans, table
+from warmer.report import handed, log, page, spans, table, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,7 +114,9 @@ def command(
         writing.write(html, drawn)
     if json:
         answer = (
-            table.start_as_json(warm) if cold is None else table.as_json(table.compare(cold, warm))
+            values.start_as_json(warm)
+            if cold is None
+            else values.as_json(table.compare(cold, warm))
         )
         click.echo(jsonlib.dumps(answer, indent=2))
     else:

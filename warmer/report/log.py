@@ -11,8 +11,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from warmer.report.clock import Timer
 from warmer.report.intervals import covered
 from warmer.report.lines import HEAD, LINES
 from warmer.report.phases import PHASES
@@ -22,11 +23,9 @@ from warmer.report.verdict import Said, judge
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from warmer.report.clock import Clock
     from warmer.report.verdict import Cache
 
-Clock = Literal["process", "stamps", "spans", "none"]
-
-_DAY: Final = 86_400
 _ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
 _SUPERVISOR: Final = re.compile(r"\[\+(\d{1,9}(?:\.\d+)?)\] ?")
 
@@ -95,34 +94,6 @@ class _Event(NamedTuple):
     rank: int | None = None
 
 
-class _Timer:
-    """Seconds on one axis, from whichever clock the log's first timed line carries."""
-
-    def __init__(self) -> None:
-        self.kind: Clock = "none"
-        self.now = 0.0
-        self._of_day: float | None = None
-
-    def process(self, seconds: float) -> None:
-        """The supervisor says it is `seconds` after process start."""
-        if self.kind == "none":
-            self.kind = "process"
-        if self.kind == "process":
-            self.now = seconds
-
-    def stamp(self, clock: str, ms: str) -> None:
-        """A logger says it is `clock` o'clock; a jump back by over half a day is midnight."""
-        if self.kind == "process":
-            return
-        self.kind = "stamps"
-        hours, minutes, seconds = map(int, clock.split(":"))
-        of_day = hours * 3600 + minutes * 60 + seconds + int(ms) / 1000
-        if self._of_day is not None:
-            step = of_day - self._of_day
-            self.now += (step + _DAY / 2) % _DAY - _DAY / 2
-        self._of_day = of_day
-
-
 def parse(lines: Iterable[str]) -> StartLog:
     """Read a start up to the line that says it is ready.
 
@@ -133,7 +104,7 @@ def parse(lines: Iterable[str]) -> StartLog:
     Returns:
         What could be told; of an empty or a foreign log, nothing.
     """
-    timer = _Timer()
+    timer = Timer()
     events = list(_events(lines, timer))
     if not any(event.mark and event.mark != "ready" for event in events):
         timer.kind, events = "none", []  # uvicorn alone is not vLLM
@@ -169,7 +140,7 @@ def _ranks(events: list[_Event], clock: Clock) -> Iterator[Rank]:
         yield Rank(name, judge(_said(own)).cache, phases)
 
 
-def _events(lines: Iterable[str], timer: _Timer) -> Iterator[_Event]:
+def _events(lines: Iterable[str], timer: Timer) -> Iterator[_Event]:
     """Every message with a logger's head, through the first that says ready."""
     for line in lines:
         text = _ANSI.sub("", line).rstrip("\r\n")
