@@ -65,16 +65,8 @@ def ready(place, **how):
     process = begin(place, **how)
     port = process.args[-1]
 
-    def answers():
-        assert process.poll() is None, process.communicate()
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as reply:
-                return reply.status == 200
-        except OSError:
-            return False
-
     try:
-        runs.eventually(answers)
+        runs.ready(process, port)
         runs.eventually(lambda: not watchers(place))
         assert process.poll() is None
         yield process

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,15 +79,7 @@ class Pod:
         assert cmdline(process)[1].endswith("early.py")
 
     def ready(self, process):
-        def answers():
-            assert process.poll() is None, process.communicate()
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health") as reply:
-                    return reply.status == 200
-            except OSError:
-                return False
-
-        eventually(answers)
+        runs.ready(process, self.port)
         eventually(lambda: runs.listing(self.warm.starts) == [])
         return json.loads(self.echo.read_text())
 
@@ -191,6 +182,7 @@ def test_after_a_crash_the_server_is_a_fresh_one_and_each_start_counts_once(pod,
             assert runs.finish(process, 60).code == 1
         eventually(lambda: runs.unwatched(pod.place.warm))
     before = len(pod.starts)
+    pod.echo.unlink(missing_ok=True)  # what a start that crashed has left
     pod.hide()
     with pod.serving() as process:
         pod.imported(process)

@@ -49,16 +49,8 @@ def served(argv, *, env, place):
         port = sock.getsockname()[1]
     process = runs.spawn([*argv, "--port", str(port)], env)
 
-    def answers():
-        assert process.poll() is None, process.communicate()
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as reply:
-                return reply.status == 200
-        except OSError:
-            return False
-
     try:
-        runs.eventually(answers)
+        runs.ready(process, port)
         # Ended before that, it would count as a start that was never ready.
         runs.eventually(lambda: runs.listing(f"{place.warm}/starts") == [])
         yield process, port

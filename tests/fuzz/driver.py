@@ -14,7 +14,7 @@ import tempfile
 import atheris
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, HERE)
+sys.path[:0] = [HERE, os.path.join(HERE, "..", "support")]
 
 # warmer's own code, and what it leaves to others that is Python: what they do guides mutations too.
 SEEN = ["warmer", "planted", "yaml", "tarfile", "prometheus_client", "botocore.parsers"]

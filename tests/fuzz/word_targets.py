@@ -9,6 +9,7 @@ import os
 
 from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
+from otlprequest import REQUEST
 from target import JSON, Target, dumps, put, scratch, text
 
 from warmer import argv, levers, quantities, secrecy, selection, urls, yamltext
@@ -145,22 +146,8 @@ def _refusal(data: bytes) -> None:
     assert isinstance(str(found), str)
 
 
-_SPAN = {
-    "name": "Overall Loading", "traceId": "ab" * 16, "spanId": "cd" * 8, "status": {"code": 2},
-    "startTimeUnixNano": "1700000000000000000", "endTimeUnixNano": "1700000001000000000",
-}  # fmt: skip
-_REQUEST = {
-    "resourceSpans": [
-        {
-            "resource": {"attributes": [{"key": "vllm.process_id", "value": {"stringValue": "7"}}]},
-            "scopeSpans": [
-                {"spans": [_SPAN, _SPAN | {"name": "Load weights", "spanId": "ef" * 8}]}
-            ],
-        }
-    ]
-}
 _WIRE = json_format.ParseDict(
-    _REQUEST, trace_service_pb2.ExportTraceServiceRequest()
+    REQUEST, trace_service_pb2.ExportTraceServiceRequest()
 ).SerializeToString()
 _LOG = b"""(APIServer pid=1) INFO 11-28 10:00:00 [x.py:1] vLLM API server version 0.32.0
 [+1.234] (Worker pid=2) INFO 11-28 10:00:01 [x.py:1] Loading weights took 1.5 seconds
@@ -193,10 +180,10 @@ _YAML = b"warm-dir: /warm\nserve-args:\n  - --max-model-len\n  - 512\n  - --cuda
 _YAMLED = ("&a ", "*a", "<<: ", "!!int ", "!!float ", "!!timestamp ", "? ", "2026-13-45", "0b_", "1:60", "| ", "{", "}", "- ")  # fmt: skip
 TARGETS = {
     "log": Target(_log, (_LOG,), _LOGGED),
-    "otlp-json": Target(_otlp(otlp.JSON, ""), (dumps(_REQUEST),), JSON),
+    "otlp-json": Target(_otlp(otlp.JSON, ""), (dumps(REQUEST),), JSON),
     "otlp-protobuf": Target(_otlp(otlp.PROTOBUF, ""), (_WIRE,)),
     "otlp-gzip": Target(_otlp(otlp.PROTOBUF, "gzip"), (gzip.compress(_WIRE, mtime=0),)),
-    "recorded": Target(_recorded, (dumps(_REQUEST) + b"\n" + dumps(_REQUEST),), JSON),
+    "recorded": Target(_recorded, (dumps(REQUEST) + b"\n" + dumps(REQUEST),), JSON),
     "metrics": Target(_metrics, (_BUCKETS,), ('le="', "NaN", "+Inf", "1e308", "# HELP ", "# TYPE ", "\\\\n", " # {} 1"), 2048),
     "prometheus": Target(_prometheus, (dumps(_ANSWER),), JSON),
     "config": Target(_config, (_YAML,), _YAMLED, 512),

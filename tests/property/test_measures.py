@@ -13,8 +13,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
-sys.path.insert(0, os.path.dirname(__file__))
+HERE = os.path.dirname(__file__)
+sys.path[:0] = [HERE, os.path.join(HERE, "..", "support")]
 from hostile import TEXTS, documents, examples
+from otlprequest import REQUEST
 
 from warmer.report import handed, log, otlp, spans
 from warmer.tune import capture, exposition, observed, prometheus
@@ -75,18 +77,6 @@ def test_what_a_hostile_handoff_explains_is_a_clause(data, text):
 
 # --- spans
 
-SPAN = {
-    "name": "Overall Loading", "traceId": "ab" * 16, "spanId": "cd" * 8, "status": {"code": 2},
-    "startTimeUnixNano": "1700000000000000000", "endTimeUnixNano": "1700000001000000000",
-}  # fmt: skip
-REQUEST = {
-    "resourceSpans": [
-        {
-            "resource": {"attributes": [{"key": "vllm.process_id", "value": {"stringValue": "7"}}]},
-            "scopeSpans": [{"spans": [SPAN, SPAN | {"name": "Load weights", "spanId": "ef" * 8}]}],
-        }
-    ]
-}
 BODIES = documents(REQUEST)
 
 

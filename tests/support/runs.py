@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -179,6 +180,20 @@ def finish(process, timeout=30.0) -> Result:
         out, err = process.communicate()
         raise AssertionError(f"no end within {timeout} s; it said:\n{out}\n{err}") from None
     return Result(process.returncode, out, err, time.monotonic() - process.started)
+
+
+def ready(process, port) -> None:
+    """Wait until the server that this process is, or becomes, answers; fail once it has ended."""
+
+    def answers():
+        assert process.poll() is None, process.communicate()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as reply:
+                return reply.status == 200
+        except OSError:
+            return False
+
+    eventually(answers)
 
 
 def kill(process) -> None:
