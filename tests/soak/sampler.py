@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from typing import NamedTuple
 
+import aging
 import runs
 
 
@@ -31,8 +33,13 @@ def sample(where: Where) -> dict[str, int]:
     volume, warm = _tree(where.place.volume), [_tree(top) for top in where.warm]
     locks = runs.listing(f"{v1}/locks")
     orphans, zombies = _children(where.living)
+    records = runs.listing(f"{v1}/uses")
+    left = sum(_old(f"{v1}/uses/{name}") for name in records)
+    young = (
+        len(records) - left
+    )  # one for each pod since the last gc: they follow the rate of starts
     return {
-        "volume_files": volume[0],
+        "volume_files": volume[0] - young,
         "volume_kb": volume[1] // 1024,
         "warm_files": sum(files for files, _ in warm),
         "warm_kb": sum(size for _, size in warm) // 1024,
@@ -40,7 +47,7 @@ def sample(where: Where) -> dict[str, int]:
         "home_files": _tree(f"{where.place.top}/home")[0],
         "locks": len(locks),
         "locks_held": sum(runs.locked(f"{v1}/locks/{name}") for name in locks),
-        "uses": len(runs.listing(f"{v1}/uses")),
+        "uses_left": left,
         "staged": len(where.place.staged()),
         "trash": len(runs.listing(f"{v1}/trash")),
         "taken": len(runs.listing(f"{v1}/taken")),
@@ -53,6 +60,13 @@ def sample(where: Where) -> dict[str, int]:
         "orphans": orphans,
         "zombies": zombies,
     }
+
+
+def _old(path: str) -> bool:
+    """Whether a gc should have removed this: days pass only before one."""
+    with suppress(FileNotFoundError):
+        return time.time() - os.stat(path).st_mtime > aging.DAY
+    return False
 
 
 def _tree(top: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import pytest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.join(HERE, "..", "support"), HERE]
+import aging
 import fakeengine
 import runs
 import sampler
@@ -101,7 +102,7 @@ def without(name):
         (samples(15), "8 samples"),
         (without("fds"), "fds"),
         (without("time"), "time"),
-        (samples()[:-1] + without("uses")[:0] + [samples()[-1] | {"more": 1}], "more"),
+        (samples()[:-1] + [samples()[-1] | {"more": 1}], "more"),
         (samples(fds=lambda n: math.nan), "nan"),
         (samples(fds=lambda n: None), "None"),
         (samples(volume_files=lambda n: -1), "-1"),
@@ -163,11 +164,20 @@ def test_the_sampler_sees_each_thing_that_is_left(where):
     for path in ("volume/v1/staging/a/b", "volume/v1/trash/a", "volume/v1/taken/a", "warm/x",
                  "volume/v1/uses/a.json", "volume/v1/crashes/a", "volume/v1/quarantine/a", "tmp/x", "home/x"):  # fmt: skip
         write(f"{top}/{path}", b"x" * 20_000)
+    aging.age(f"{top}/volume/v1/uses/a.json", 2)
     with held(f"{top}/volume/v1/locks/a.lock"):
         after = sampler.sample(where)
     grown = {name for name in after if after[name] > before[name]} - {"rss_kb"}  # it may, or not
     assert grown == after.keys() - {"fds", "rss_kb", "threads", "zombies"}
     assert sampler.sample(where)["locks_held"] == 0
+
+
+def test_a_record_of_use_that_no_gc_has_met_is_not_left_over(where):
+    os.makedirs(f"{where.place.top}/volume/v1/uses")
+    before = sampler.sample(where)["volume_files"]
+    write(f"{where.place.top}/volume/v1/uses/a.json")
+    after = sampler.sample(where)
+    assert (after["uses_left"], after["volume_files"]) == (0, before)
 
 
 def test_the_sampler_sees_descriptors_threads_memory_and_the_unburied_of_what_lives(where):
