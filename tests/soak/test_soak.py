@@ -102,7 +102,7 @@ def without(name):
         (samples(15), "8 samples"),
         (without("fds"), "fds"),
         (without("time"), "time"),
-        (samples()[:-1] + [samples()[-1] | {"more": 1}], "more"),
+        ([*samples()[:-1], samples()[-1] | {"more": 1}], "more"),
         (samples(fds=lambda n: math.nan), "nan"),
         (samples(fds=lambda n: None), "None"),
         (samples(volume_files=lambda n: -1), "-1"),
