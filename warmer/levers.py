@@ -44,7 +44,7 @@ LEVERS: Final = (
     ),
     Lever(
         "fork",
-        "the engine's process is forked and does not import everything again",
+        "the processes of the engine are forked and do not import everything again",
         "what uses CUDA before the fork breaks it: vLLM then spawns, or the start crashes and the "
         "next one goes without",
     ),
@@ -138,7 +138,8 @@ def decide(
     """
     states = {name: State(on=True) for name in NAMES}
     spread = ranks.several(flags, configured)
-    states["fork"] = _fork(accelerator, inherited, spread)
+    apart = ranks.several(flags, configured, beside=(ranks.TENSOR,))
+    states["fork"] = _fork(accelerator, inherited, apart)
     if spread:
         # vLLM decides for each rank by itself whether to measure (v1/worker/gpu_worker.py,
         # determine_available_memory): one that does captures graphs and waits for the others in
@@ -157,13 +158,14 @@ def decide(
     return states
 
 
-def _fork(accelerator: str, inherited: Mapping[str, str], spread: str) -> State:
+def _fork(accelerator: str, inherited: Mapping[str, str], apart: str) -> State:
     if _FORK in inherited:
         return State(on=False, why=f"{_FORK} is set")
     if accelerator != "gpu":
         return State(on=False, why="measured with a GPU alone: OpenMP's threads do not survive it")
-    if spread:
-        return State(on=False, why=f"{spread}: measured with one rank alone")
+    if apart:
+        why = f"{apart}: measured with tensor-parallel ranks of one node, and no others"
+        return State(on=False, why=why)
     return State(on=True)
 
 

@@ -26,6 +26,7 @@ SIZES: Final = {
     "parallel.dp": "--data-parallel-size",
 }
 """Factor of the compile key → flag."""
+TENSOR: Final = SIZES["parallel.tp"]
 _CONTEXT: Final = "--prefill-context-parallel-size"
 _NODES: Final = "--nnodes"
 SPREAD: Final = (*SIZES.values(), _CONTEXT, _NODES)
@@ -100,9 +101,15 @@ def sizes(flags: argv.Flags, configured: Mapping[str, str]) -> dict[str, int]:
     return found
 
 
-def several(flags: argv.Flags, configured: Container[str]) -> str:
-    """Name a flag that gives the engine more than one rank; empty where none does."""
-    for flag in SPREAD:
+def several(flags: argv.Flags, configured: Container[str], *, beside: Collection[str] = ()) -> str:
+    """Name a flag that gives the engine more than one rank; empty where none does.
+
+    Args:
+        flags: the server's arguments.
+        configured: flags that a YAML file of vLLM's own sets.
+        beside: flags that are not asked about.
+    """
+    for flag in (flag for flag in SPREAD if flag not in beside):
         given = (words for name in _spelt(flags, flag) for words in flags[name])
         if flag in configured or any(words != ["1"] for words in given):
             return flag

@@ -43,7 +43,7 @@ SERVE = shlex.split(os.environ.get("SERVE", "--max-model-len 512"))
 TP = int(os.environ.get("TP", "1"))
 if TP > 1:
     SERVE += ["--tensor-parallel-size", str(TP)]
-OFF_WITH_RANKS = ("fork", "startup-plan")
+OFF_WITH_RANKS = ("startup-plan",)
 PATIENCE = float(os.environ.get("PATIENCE", "600"))
 """Seconds to wait for a start that may never get ready."""
 ROUNDS = int(os.environ.get("ROUNDS", "3"))

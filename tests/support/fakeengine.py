@@ -10,7 +10,7 @@ that heeds no SIGTERM: the EngineCore), `echo-env` (write the environment to $FA
 `spoil` (first leave half files in the JIT caches, over what is there too), `die` (end at the first
 completion, half a file written), `poison` (leave a kernel that crashes every later start) or
 `poison=jit` (in the JIT caches alone), `stubborn` (write half a file at SIGTERM and serve on),
-`no-fork` (crash where workers are to be forked), `recompile` and `rebuild` (over what they find), `refuse=STATUS` (of completions), `leak=PATH` (write
+`no-fork` (crash where workers are to be forked), `no-plan` (crash where a memory plan is to be used), `recompile` and `rebuild` (over what they find), `refuse=STATUS` (of completions), `leak=PATH` (write
 what a file holds, a token say, into each cache). `op=NAME` names the operation that a JIT builds;
 `op=anew` is another each time.
 
@@ -180,6 +180,8 @@ def serve(argv: list[str]) -> None:
         _spoil()
     _load_poison()
     if "no-fork" in modes and os.environ.get("VLLM_WORKER_MULTIPROC_METHOD") == "fork":
+        _fail(model, crash=True)
+    if "no-plan" in modes and os.environ.get("VLLM_ENABLE_STARTUP_PLAN") == "1":
         _fail(model, crash=True)
     if "crash" in modes or not os.path.isfile(os.path.join(model, "config.json")):
         _fail(model, crash="crash" in modes)

@@ -99,14 +99,12 @@ def test_what_is_no_lever_is_refused_with_the_names_of_all(word):
     [
         ({"accelerator": "cpu"}, "OpenMP"),
         ({"accelerator": ""}, "OpenMP"),
-        ({"serve": ["-tp", "2"]}, "--tensor-parallel-size"),
         ({"serve": ["--pipeline-parallel-size=2"]}, "--pipeline-parallel-size"),
         ({"serve": ["--data_parallel_size", "8"]}, "--data-parallel-size"),
         ({"serve": ["--nnodes", "2"]}, "--nnodes"),
-        ({"serve": ["-tp", "two"]}, "--tensor-parallel-size"),
-        ({"serve": ["--tensor", "2"]}, "--tensor-parallel-size"),
+        ({"serve": ["-tp", "2", "-pp", "2"]}, "--pipeline-parallel-size"),
         ({"serve": ["-pcp", "2"]}, "--prefill-context-parallel-size"),
-        ({"configured": ["--tensor-parallel-size"]}, "--tensor-parallel-size"),
+        ({"serve": ["-tp", "2"], "configured": ["--nnodes"]}, "--nnodes"),
         ({"inherited": {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}}, "is set"),
     ],
     ids=str,
@@ -115,6 +113,15 @@ def test_nothing_is_forked_where_nobody_measured_it_or_somebody_chose(how, why):
     state = decide(**how)["fork"]
     assert (state.on, why in state.why) == (False, True)
     assert decide("fork=on", **how)["fork"].on, "who insists gets it"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"serve": ["-tp", "2"]}, {"serve": ["--tensor", "8"]}, {"configured": {"--tensor-parallel-size": "2"}}],
+    ids=str,
+)  # fmt: skip
+def test_tensor_parallel_ranks_of_one_node_are_forked(how):
+    assert decide(**how)["fork"] == levers.State(on=True)
 
 
 def test_one_rank_that_is_written_out_is_one_rank():
