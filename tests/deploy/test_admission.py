@@ -18,8 +18,8 @@ VOLUMES = {
     "csi",
     "ephemeral",
 }
-OURS = [where for where in EVERY if "examples" not in where]
-"""The chart and the overlays: pods that nobody else has a say in."""
+OURS = [where for where in EVERY if "examples" not in where or "kserve" in where]
+"""Pods that are written here as a whole; the others belong to somebody else."""
 ON_THE_NODE = {
     *(f"chart: {name}" for name, v in VALUES.items() if v.get("persistence", {}).get("hostPath")),
     "built: deploy/kustomize/overlays/node-local",
