@@ -193,6 +193,14 @@ def test_a_schedule_is_five_fields_or_a_word_that_cron_knows(schedule, taken):
                 CHART.validate_schema(values)
 
 
+@pytest.mark.parametrize("wrong", [{"name": "X", "value": 1}, {"value": "1"}], ids=str)
+def test_a_variable_that_kubernetes_would_not_take_is_refused_by_its_place(wrong):
+    with pytest.raises(HelmValuesError, match="/extraEnv/0"):
+        CHART.validate_schema({"extraEnv": [wrong]})
+    with pytest.raises(HelmValuesError, match="/servingEngineSpec/modelSpec/0/env/0"):
+        CHART.validate_schema(with_model(env=[wrong]))
+
+
 @pytest.mark.parametrize("mode", ["init", "job", "cron"])
 def test_the_users_labels_and_annotations_are_on_every_pod_and_take_no_selectors_place(mode):
     values = WHOLE if mode == "init" else {"mode": mode}
