@@ -76,6 +76,13 @@ def test_a_secret_is_found_wherever_it_stands_in_a_text(tmp_path, at):
     assert os.listdir(tmp_path / "d") == ["machine.so"]
 
 
+def test_a_secret_that_came_with_the_end_of_a_line_is_found_without_it(tmp_path):
+    (tmp_path / "meta.json").write_text('{"token": "hf_abcdefgh"}')
+    assert leaks.remove(str(tmp_path), (), {"HF_TOKEN": "hf_abcdefgh\n"}) == {
+        "meta.json": "HF_TOKEN"
+    }
+
+
 def test_what_counts_as_a_secret_of_an_environment():
     environment = {
         "HF_TOKEN": "hf_abcdefgh",

@@ -88,6 +88,13 @@ def test_a_success_with_a_token_that_was_needed_leaks_nothing(place):
     assert written(place.warm) == []
 
 
+def test_a_token_with_the_end_of_the_line_of_the_file_it_came_from_is_the_token(place):
+    token = SECRETS["HF_TOKEN"]  # kubectl create secret generic ... --from-file=HF_TOKEN=token.txt
+    for end in ("\n", "\r\n"):
+        place.warmed(env={"HF_TOKEN": f"{token}{end}", "WARMER_COMPILE": "never"})
+        shutil.rmtree(f"{place.volume}/v1")
+
+
 @pytest.mark.parametrize(
     ("code", "options", "what"),
     [

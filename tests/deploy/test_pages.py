@@ -1,5 +1,6 @@
 """The pages on clusters say what the chart and the program do."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -114,23 +115,24 @@ def test_every_exit_status_of_the_program_is_explained():
     assert f"{errors.EXIT_INTERRUPTED}, {errors.EXIT_TERMINATED}" in page
 
 
+@functools.cache
+def _helps():
+    """What every verb says of itself."""
+    words = ([sys.executable, "-m", "warmer", verb, "--help"] for verb in VERBS)
+    return "".join(subprocess.run(w, capture_output=True, text=True).stdout for w in words)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_verb_and_option_on_a_page_is_there(page):
     text = (DOCS / page).read_text()
     named = set(re.findall(r"`(?:\w+ )?warmer (\w+)", text)) - {"VERB"}
     assert named <= VERBS.keys()
-    helps = (
-        subprocess.run(
-            [sys.executable, "-m", "warmer", verb, "--help"], capture_output=True, text=True
-        ).stdout
-        for verb in VERBS
-    )
-    known = set(re.findall(r"--[a-z-]+", "".join(helps)))
+    known = set(re.findall(r"--[a-z-]+", _helps()))
     ours = {
         option
         for quoted in re.findall(r"`([^`\n]*)`", text)
         if quoted.startswith(("--", "warmer "))
         for option in re.findall(r"--[a-z-]+", quoted)
     }
-    vllms_and_helms = {"--host", "--port", "--max-model-len", "--set", "--build-arg"}
+    vllms_and_helms = {"--host", "--port", "--max-model-len", "--set", "--build-arg", "--platform"}
     assert ours - vllms_and_helms <= known

@@ -1,7 +1,6 @@
 """Podman, the two images, and namespaces whose pods share a volume and a hub."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,15 +10,14 @@ HERE = Path(__file__).parent
 for each in (HERE, HERE.parent / "support", HERE.parent / "deploy"):
     sys.path.insert(0, str(each))
 
+import cables
 import images
 
 
 def _clear():
     """Remove what a run that was killed left: its pods, and their cables."""
     images.podman("pod", "rm", "--all", "--force", "--time", "0", check=False)
-    links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout
-    for name in {word.split("@")[0].rstrip(":") for word in links.split() if "we2e" in word}:
-        subprocess.run(["ip", "link", "del", name], capture_output=True)
+    cables.clear()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 
+import cables
 from images import podman
 from words import ENGINE, run
 
@@ -71,7 +72,7 @@ class Pod:
         self.objects, self.spec, self.images = objects, spec, images
         self.name = name or f"pod-{number}"
         self.hurry, self.engine = hurry, engine
-        self.address = f"10.213.{number}.2"
+        self.address = cables.pod(number)
         self.status, self.phase, self.failure = {}, "Pending", None
         self._stopping = threading.Event()
         self._threads, self._changed = [], threading.Condition()
@@ -186,12 +187,12 @@ class Pod:
         """Give the pod's network namespace one end of a cable."""
         infra = podman("pod", "inspect", "--format", "{{.InfraContainerID}}", self.name).stdout
         pid = podman("inspect", "--format", "{{.State.Pid}}", infra.strip()).stdout.strip()
-        self._link = f"we2e{number}"
+        self._link = cables.cable(number)
         ip = ["ip"]
         inside = ["nsenter", f"--net=/proc/{pid}/ns/net", "ip"]
         for words in (
             [*ip, "link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", pid],
-            [*ip, "addr", "add", f"10.213.{number}.1/30", "dev", self._link],
+            [*ip, "addr", "add", f"{self.host}/30", "dev", self._link],
             [*ip, "link", "set", self._link, "up"],
             [*inside, "addr", "add", f"{self.address}/30", "dev", "eth0"],
             [*inside, "link", "set", "eth0", "up"],

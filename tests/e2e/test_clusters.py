@@ -6,12 +6,13 @@ import subprocess
 import sys
 import urllib.error
 
+import cables
 import namespaces
 import pytest
 import rendering
 from leases import LeaseServer
 
-NODES = tuple(f"10.213.{number}.1" for number in range(1, 100))
+NODES = tuple(cables.node(number) for number in range(1, 100))
 
 
 @pytest.fixture

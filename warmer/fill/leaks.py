@@ -50,8 +50,8 @@ def remove(tree: str, excluded: Sequence[str], secrets: Mapping[str, str]) -> di
 
 
 def _spellings(value: str) -> tuple[bytes, ...]:
-    """How a value stands in a text, and in JSON."""
-    plain = value.encode(errors="surrogateescape")
+    """How a value stands in a text, and in JSON; who reads one drops the line's end that a file gave it."""
+    plain = (value.strip() or value).encode(errors="surrogateescape")
     return tuple({plain, json.dumps(value)[1:-1].encode()})
 
 

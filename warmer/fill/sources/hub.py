@@ -40,7 +40,8 @@ class Hub:
         self._model = model
         self._environment = environment
         self._endpoint = environment.get("HF_ENDPOINT") or None
-        self._token = environment.get("HF_TOKEN") or None
+        # A Secret made --from-file ends with the file's line end, which no header may hold.
+        self._token = environment.get("HF_TOKEN", "").strip() or None
         self._known: Any = None
         self._bytes: HubBytes | None = None
 

@@ -1,17 +1,33 @@
+{{- /* Names begin with it. A Service's may begin with no digit and hold no dot, as a release's may; a long one is
+cut, and two that begin alike stay apart. */}}
 {{- define "warmer.fullname" -}}
-{{- if contains "warmer" .Release.Name }}{{ .Release.Name | trunc 24 | trimSuffix "-" }}{{ else }}{{ printf "%s-warmer" .Release.Name | trunc 24 | trimSuffix "-" }}{{ end }}
+{{- $name := .Release.Name | replace "." "-" }}
+{{- if regexMatch "^[0-9]" $name }}{{ $name = printf "warmer-%s" $name }}
+{{- else if not (contains "warmer" $name) }}{{ $name = printf "%s-warmer" $name }}{{ end }}
+{{- if gt (len $name) 24 }}{{ $name = printf "%s-%s" ($name | trunc 17 | trimSuffix "-") (.Release.Name | sha256sum | trunc 6) }}{{ end }}
+{{- $name }}
+{{- end }}
+
+{{- /* A number as it was written: Go would say 1.048576e+06. */}}
+{{- define "warmer.text" -}}
+{{- if kindIs "string" . }}{{ . }}{{ else }}{{ toJson . }}{{ end }}
 {{- end }}
 
 {{- define "warmer.selector" -}}
 app.kubernetes.io/name: warmer
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "warmer.labels" -}}
 {{ include "warmer.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
+{{- end }}
+
+{{- /* A pod's: those that selectors rely on win over podLabels. */}}
+{{- define "warmer.podLabels" -}}
+{{- merge (include "warmer.labels" .root | fromYaml) .own (.root.Values.podLabels | default dict) | toYaml }}
 {{- end }}
 
 {{- define "warmer.serviceAccountName" -}}
@@ -28,7 +44,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{- define "warmer.lock" -}}
 {{- $lease := "" }}
-{{- with .Values.lock.leaseSeconds }}{{ $lease = printf "?lease=%v" . }}{{ end }}
+{{- with .Values.lock.leaseSeconds }}{{ $lease = printf "?lease=%d" (int .) }}{{ end }}
 {{- if eq .Values.lock.mechanism "k8s" }}k8s://{{ .Release.Namespace }}/{{ .Values.lock.prefix }}{{ $lease }}
 {{- else if eq .Values.lock.mechanism "s3" }}s3://{{ required "lock.bucket is needed with lock.mechanism s3" .Values.lock.bucket }}/{{ .Values.lock.prefix }}{{ $lease }}
 {{- else }}file{{ $lease }}{{ end }}
@@ -39,22 +55,40 @@ given: one with further arguments is not harvested. */}}
 {{- define "warmer.serveArgs" -}}
 {{- $words := list }}
 {{- with .model.vllmConfig }}
-{{- with .maxModelLen }}{{ $words = concat $words (list "--max-model-len" (printf "%v" .)) }}{{ end }}
+{{- with .maxModelLen }}{{ $words = concat $words (list "--max-model-len" (toJson .)) }}{{ end }}
 {{- with .dtype }}{{ $words = concat $words (list "--dtype" .) }}{{ end }}
-{{- with .tensorParallelSize }}{{ $words = concat $words (list "--tensor-parallel-size" (printf "%v" .)) }}{{ end }}
-{{- with .pipelineParallelSize }}{{ $words = concat $words (list "--pipeline-parallel-size" (printf "%v" .)) }}{{ end }}
+{{- with .tensorParallelSize }}{{ $words = concat $words (list "--tensor-parallel-size" (toJson .)) }}{{ end }}
+{{- with .pipelineParallelSize }}{{ $words = concat $words (list "--pipeline-parallel-size" (toJson .)) }}{{ end }}
 {{- with .extraArgs }}{{ $words = concat $words . }}{{ end }}
 {{- end }}
-{{- toJson (concat $words (list "--host" "0.0.0.0" "--port" (printf "%v" .root.Values.servingEngineSpec.containerPort))) }}
+{{- toJson (concat $words (list "--host" "0.0.0.0" "--port" (toJson .root.Values.servingEngineSpec.containerPort))) }}
+{{- end }}
+
+{{- /* How many ranks an engine has in its pod: those of vllmConfig, and what its extraArgs say, which come later and
+win. Of data parallel ranks, those that this pod runs. */}}
+{{- define "warmer.ranks" -}}
+{{- $config := .vllmConfig | default dict }}
+{{- $sizes := dict "tensor" (int ($config.tensorParallelSize | default 1)) "pipeline" (int ($config.pipelineParallelSize | default 1)) "data" 1 "local" 0 }}
+{{- $flags := dict "--tensor-parallel-size" "tensor" "-tp" "tensor" "--pipeline-parallel-size" "pipeline" "-pp" "pipeline" "--data-parallel-size" "data" "-dp" "data" "--data-parallel-size-local" "local" "-dpl" "local" "--data-parallel-rank" "one" "-dpn" "one" }}
+{{- $words := $config.extraArgs | default list }}
+{{- range $at, $word := $words }}
+{{- $parts := splitn "=" 2 $word }}
+{{- with get $flags ($parts._0 | replace "_" "-") }}
+{{- $value := $parts._1 }}
+{{- if not (contains "=" $word) }}{{ $value = "" }}{{ if lt (add1 $at) (len $words) }}{{ $value = index $words (int (add1 $at)) }}{{ end }}{{ end }}
+{{- if eq . "one" }}{{ $_ := set $sizes "local" 1 }}
+{{- else if regexMatch "^[1-9][0-9]*$" $value }}{{ $_ := set $sizes . (int $value) }}{{ end }}
+{{- end }}
+{{- end }}
+{{- mul $sizes.tensor $sizes.pipeline ($sizes.local | default $sizes.data) }}
 {{- end }}
 
 {{- /* A GPU for each rank, in the server and in whatever builds its kernels: 0 is none. */}}
 {{- define "warmer.gpus" -}}
-{{- $config := .vllmConfig | default dict }}
-{{- $ranks := mul ($config.tensorParallelSize | default 1) ($config.pipelineParallelSize | default 1) | int }}
+{{- $ranks := include "warmer.ranks" . | int }}
 {{- if hasKey . "requestGPU" }}
 {{- if and (gt (int .requestGPU) 0) (lt (int .requestGPU) $ranks) }}
-{{- fail (printf "model %s: requestGPU is %d, and tensorParallelSize x pipelineParallelSize is %d: each rank needs a GPU" .name (int .requestGPU) $ranks) }}
+{{- fail (printf "model %s: requestGPU is %d, and the parallel sizes of vllmConfig and its extraArgs make %d ranks: each needs a GPU" .name (int .requestGPU) $ranks) }}
 {{- end }}
 {{- int .requestGPU }}
 {{- else }}{{ if gt $ranks 1 }}{{ $ranks }}{{ else }}0{{ end }}{{ end }}
@@ -62,16 +96,20 @@ given: one with further arguments is not harvested. */}}
 
 {{- define "warmer.resources" -}}
 {{- $gpus := include "warmer.gpus" . | trim | int -}}
+{{- $kind := .requestGPUType | default "nvidia.com/gpu" -}}
 requests:
-  cpu: {{ .requestCPU | quote }}
-  memory: {{ .requestMemory | quote }}
+  cpu: {{ include "warmer.text" .requestCPU | quote }}
+  memory: {{ include "warmer.text" .requestMemory | quote }}
   {{- with $gpus }}
-  nvidia.com/gpu: {{ . | quote }}
+  {{ $kind }}: {{ . | quote }}
   {{- end }}
 limits:
-  memory: {{ .limitMemory | default .requestMemory | quote }}
+  {{- with .limitCPU }}
+  cpu: {{ include "warmer.text" . | quote }}
+  {{- end }}
+  memory: {{ include "warmer.text" (.limitMemory | default .requestMemory) | quote }}
   {{- with $gpus }}
-  nvidia.com/gpu: {{ . | quote }}
+  {{ $kind }}: {{ . | quote }}
   {{- end }}
 {{- end }}
 
@@ -87,6 +125,15 @@ limits:
 {{- end }}
 {{- end }}
 
+{{- /* Variables, each once: the last of a name wins, as in a container, and servers that merge by name take no two. */}}
+{{- define "warmer.distinct" -}}
+{{- $last := dict }}
+{{- range $at, $one := . }}{{ $_ := set $last $one.name $at }}{{ end }}
+{{- $kept := list }}
+{{- range $at, $one := . }}{{ if eq $at (int (get $last $one.name)) }}{{ $kept = append $kept $one }}{{ end }}{{ end }}
+{{- toYaml $kept }}
+{{- end }}
+
 {{- define "warmer.mounts" -}}
 - {name: models, mountPath: {{ .root.Values.persistence.mountPath | quote }}{{ if .readOnly }}, readOnly: true{{ end }}}
 - {name: warm, mountPath: {{ .root.Values.warmDir.mountPath | quote }}}
@@ -98,13 +145,13 @@ limits:
 {{- end }}
 
 {{- define "warmer.trustedMount" -}}
-{{- if .Values.warmer.trustedKeys.configMap }}
+{{- if (.Values.warmer.trustedKeys).configMap }}
 - {name: trusted-keys, mountPath: /etc/warmer/trusted, readOnly: true}
 {{- end }}
 {{- end }}
 
 {{- define "warmer.signingMount" -}}
-{{- if .Values.warmer.signingKey.secret }}
+{{- if (.Values.warmer.signingKey).secret }}
 - {name: signing-key, mountPath: /etc/warmer/signing, readOnly: true}
 {{- end }}
 {{- end }}
@@ -114,7 +161,7 @@ limits:
   {{- if .Values.persistence.hostPath }}
   hostPath: {path: {{ .Values.persistence.hostPath | quote }}, type: Directory}
   {{- else if .Values.persistence.enabled }}
-  persistentVolumeClaim: {claimName: {{ include "warmer.claim" . }}}
+  persistentVolumeClaim: {claimName: {{ include "warmer.claim" . | quote }}}
   {{- else }}
   emptyDir: {}
   {{- end }}
@@ -124,14 +171,14 @@ limits:
 {{ include "warmer.models" . }}
 - name: warm
   emptyDir:
-    sizeLimit: {{ .Values.warmDir.sizeLimit | quote }}
+    sizeLimit: {{ include "warmer.text" .Values.warmDir.sizeLimit | quote }}
     {{- with .Values.warmDir.medium }}
     medium: {{ . }}
     {{- end }}
 - name: tmp
   emptyDir: {}
 - name: shm
-  emptyDir: {medium: Memory, sizeLimit: {{ .Values.servingEngineSpec.shmSize | quote }}}
+  emptyDir: {medium: Memory, sizeLimit: {{ include "warmer.text" .Values.servingEngineSpec.shmSize | quote }}}
 {{ include "warmer.keyVolumes" . }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}
@@ -141,29 +188,33 @@ limits:
 {{- define "warmer.keyVolumes" -}}
 {{- with .Values.warmer.trustedKeys }}{{ if .configMap }}
 - name: trusted-keys
-  configMap: {name: {{ .configMap }}, items: [{key: {{ .key }}, path: keys.pub}]}
+  configMap: {name: {{ .configMap | quote }}, items: [{key: {{ .key | quote }}, path: keys.pub}]}
 {{- end }}{{ end }}
 {{- with .Values.warmer.signingKey }}{{ if .secret }}
 - name: signing-key
-  secret: {secretName: {{ .secret }}, defaultMode: 288, items: [{key: {{ .key }}, path: key}]}
+  secret: {secretName: {{ .secret | quote }}, defaultMode: 288, items: [{key: {{ .key | quote }}, path: key}]}
 {{- end }}{{ end }}
+{{- end }}
+
+{{- define "warmer.prefillEnv" -}}
+- {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+{{- with .model.hf_token }}
+- {name: HF_TOKEN, valueFrom: {secretKeyRef: {name: {{ .secretName | quote }}, key: {{ .secretKey | quote }}}}}
+{{- end }}
+{{ include "warmer.env" . }}
 {{- end }}
 
 {{- /* The container that fills, restores and hands off. */}}
 {{- define "warmer.prefill" -}}
 name: warmer
-image: {{ include "warmer.image" .root }}
+image: {{ include "warmer.image" .root | quote }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 command: [/opt/warmer/entrypoints/init]
 args: {{ concat (list "--") (include "warmer.serveArgs" . | fromJsonArray) | toJson }}
 envFrom:
   - configMapRef: {name: {{ include "warmer.fullname" .root }}-{{ .model.name }}}
 env:
-  - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
-  {{- with .model.hf_token }}
-  - {name: HF_TOKEN, valueFrom: {secretKeyRef: {name: {{ .secretName }}, key: {{ .secretKey }}}}}
-  {{- end }}
-  {{- include "warmer.env" . | nindent 2 }}
+  {{- include "warmer.distinct" (include "warmer.prefillEnv" . | fromYamlArray) | nindent 2 }}
 volumeMounts:
   {{- include "warmer.mounts" . | nindent 2 }}
   {{- include "warmer.trustedMount" .root | nindent 2 }}
@@ -183,46 +234,51 @@ terminationMessagePolicy: FallbackToLogsOnError
 {{- if and .Values.sidecar.enabled (ne .Values.warmer.compile "never") (ne (toString .Values.sidecar.harvestMost) "0") }}true{{ end }}
 {{- end }}
 
+{{- define "warmer.sidecarEnv" -}}
+{{- $v := .root.Values -}}
+- {name: WARMER_VOLUME, value: {{ $v.persistence.mountPath | quote }}}
+- {name: WARMER_WARM_DIR, value: {{ $v.warmDir.mountPath | quote }}}
+- {name: WARMER_LOCK, value: {{ include "warmer.lock" .root | quote }}}
+- {name: WARMER_HTTP_PORT, value: {{ $v.metrics.port | quote }}}
+{{- if not (kindIs "invalid" $v.sidecar.quiet) }}
+- {name: WARMER_QUIET, value: {{ $v.sidecar.quiet | toJson | quote }}}
+{{- end }}
+{{- if not (kindIs "invalid" $v.sidecar.harvestEvery) }}
+- {name: WARMER_HARVEST_EVERY, value: {{ $v.sidecar.harvestEvery | toJson | quote }}}
+{{- end }}
+{{- if not (kindIs "invalid" $v.sidecar.harvestMost) }}
+- {name: WARMER_HARVEST_MOST, value: {{ $v.sidecar.harvestMost | toJson | quote }}}
+{{- end }}
+{{- if not (kindIs "invalid" $v.warmer.retry) }}
+- {name: WARMER_RETRY, value: {{ $v.warmer.retry | toJson | quote }}}
+{{- end }}
+{{- with $v.warmer.remote }}
+- {name: WARMER_REMOTE, value: {{ . | quote }}}
+{{- end }}
+{{- if ($v.warmer.trustedKeys).configMap }}
+- {name: WARMER_TRUSTED_KEYS, value: /etc/warmer/trusted/keys.pub}
+{{- end }}
+{{- if include "warmer.harvests" .root }}
+{{- if ($v.warmer.signingKey).secret }}
+- {name: WARMER_SIGNING_KEY, value: /etc/warmer/signing/key}
+{{- end }}
+# A file that holds the server's secret is not published.
+{{- include "warmer.apiKey" .root | nindent 0 }}
+{{- end }}
+- {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+{{- include "warmer.env" . | nindent 0 }}
+{{- end }}
+
 {{- /* Beside the server: a native sidecar, after the prefill. No startup probe: the server would wait for it. */}}
 {{- define "warmer.sidecar" -}}
 {{- $v := .root.Values -}}
 name: warmer-sidecar
 restartPolicy: Always
-image: {{ include "warmer.image" .root }}
+image: {{ include "warmer.image" .root | quote }}
 imagePullPolicy: {{ $v.image.pullPolicy }}
 command: [/opt/warmer/entrypoints/sidecar]
 env:
-  - {name: WARMER_VOLUME, value: {{ $v.persistence.mountPath | quote }}}
-  - {name: WARMER_WARM_DIR, value: {{ $v.warmDir.mountPath | quote }}}
-  - {name: WARMER_LOCK, value: {{ include "warmer.lock" .root | quote }}}
-  - {name: WARMER_HTTP_PORT, value: {{ $v.metrics.port | quote }}}
-  {{- if not (kindIs "invalid" $v.sidecar.quiet) }}
-  - {name: WARMER_QUIET, value: {{ $v.sidecar.quiet | quote }}}
-  {{- end }}
-  {{- if not (kindIs "invalid" $v.sidecar.harvestEvery) }}
-  - {name: WARMER_HARVEST_EVERY, value: {{ $v.sidecar.harvestEvery | quote }}}
-  {{- end }}
-  {{- if not (kindIs "invalid" $v.sidecar.harvestMost) }}
-  - {name: WARMER_HARVEST_MOST, value: {{ $v.sidecar.harvestMost | quote }}}
-  {{- end }}
-  {{- if not (kindIs "invalid" $v.warmer.retry) }}
-  - {name: WARMER_RETRY, value: {{ $v.warmer.retry | quote }}}
-  {{- end }}
-  {{- with $v.warmer.remote }}
-  - {name: WARMER_REMOTE, value: {{ . | quote }}}
-  {{- end }}
-  {{- if $v.warmer.trustedKeys.configMap }}
-  - {name: WARMER_TRUSTED_KEYS, value: /etc/warmer/trusted/keys.pub}
-  {{- end }}
-  {{- if include "warmer.harvests" .root }}
-  {{- if $v.warmer.signingKey.secret }}
-  - {name: WARMER_SIGNING_KEY, value: /etc/warmer/signing/key}
-  {{- end }}
-  # A file that holds the server's secret is not published.
-  {{- include "warmer.apiKey" .root | nindent 2 }}
-  {{- end }}
-  - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
-  {{- include "warmer.env" . | nindent 2 }}
+  {{- include "warmer.distinct" (include "warmer.sidecarEnv" . | fromYamlArray) | nindent 2 }}
 ports: [{name: metrics, containerPort: {{ $v.metrics.port }}}]
 livenessProbe: {{ merge (dict "httpGet" (dict "path" "/livez" "port" "metrics")) $v.sidecar.livenessProbe | toJson }}
 volumeMounts:
@@ -238,12 +294,12 @@ terminationMessagePolicy: FallbackToLogsOnError
 
 {{- define "warmer.apiKey" -}}
 {{- with .Values.servingEngineSpec.vllmApiKey }}{{ if .secretName }}
-- {name: VLLM_API_KEY, valueFrom: {secretKeyRef: {name: {{ .secretName }}, key: {{ .secretKey }}}}}
+- {name: VLLM_API_KEY, valueFrom: {secretKeyRef: {name: {{ .secretName | quote }}, key: {{ .secretKey | quote }}}}}
 {{- end }}{{ end }}
 {{- end }}
 
 {{- define "warmer.placing" -}}
-serviceAccountName: {{ include "warmer.serviceAccountName" . }}
+serviceAccountName: {{ include "warmer.serviceAccountName" . | quote }}
 automountServiceAccountToken: {{ eq .Values.lock.mechanism "k8s" }}
 securityContext: {{ toJson .Values.podSecurityContext }}
 {{- with .Values.imagePullSecrets }}
@@ -259,7 +315,7 @@ tolerations: {{ toJson . }}
 affinity: {{ toJson . }}
 {{- end }}
 {{- with .Values.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- end }}
 
@@ -280,10 +336,12 @@ runtimeClassName: {{ . }}
 completionMode: Indexed          # one pod on each of so many nodes, all at once
 completions: {{ .root.Values.job.nodes }}
 parallelism: {{ .root.Values.job.nodes }}
-{{- end }}
+backoffLimitPerIndex: {{ .root.Values.job.backoffLimit }}   # a node that fails is its own failure
+{{- else }}
 backoffLimit: {{ .root.Values.job.backoffLimit }}
-activeDeadlineSeconds: {{ .root.Values.job.activeDeadlineSeconds }}
-ttlSecondsAfterFinished: {{ .root.Values.job.ttlSecondsAfterFinished }}
+{{- end }}
+activeDeadlineSeconds: {{ .root.Values.job.activeDeadlineSeconds | toJson }}
+ttlSecondsAfterFinished: {{ .root.Values.job.ttlSecondsAfterFinished | toJson }}
 podFailurePolicy:
   rules:
     - action: Ignore               # the node went away
@@ -293,10 +351,15 @@ podFailurePolicy:
 template:
   metadata:
     labels:
-      {{- include "warmer.labels" .root | nindent 6 }}
-      app.kubernetes.io/component: prefill
-      prefill: {{ include "warmer.jobName" . }}
+      {{- include "warmer.podLabels" (dict "root" .root "own" (dict "app.kubernetes.io/component" "prefill" "prefill" (include "warmer.jobName" .))) | nindent 6 }}
+    {{- with .root.Values.podAnnotations }}
+    annotations:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
   spec:
+    {{- with .model.priorityClassName }}
+    priorityClassName: {{ . | quote }}
+    {{- end }}
     restartPolicy: Never
     {{- include "warmer.placing" (dict "Values" $values "Release" .root.Release "Chart" .root.Chart) | nindent 4 }}
     containers:
