@@ -104,12 +104,16 @@ class S3Register:
             ("made twice", None),
             ("written over another version", _NOBODYS),
         ]
+        refused = False
         for number, (what, version) in enumerate(tries):
+            if refused and version is None:
+                continue  # it was there: that a condition is obeyed has been seen
             try:
                 self._put(path, b"{}", version)
             except failures.ClientError as exc:
                 if _status(exc) not in _CONFLICT:
                     self._refused("write", exc)
+                refused = True
             else:
                 if number:
                     raise LockError(
