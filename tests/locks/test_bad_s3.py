@@ -120,6 +120,7 @@ def test_a_bucket_that_obeys_only_one_of_the_two_conditions_is_refused(refused, 
     [
         ((500, "InternalError"), "lock-unavailable"),
         ((503, "SlowDown"), "lock-unavailable"),
+        ((429, "TooManyRequests"), "lock-unavailable"),
         ((400, "RequestTimeout"), "lock-unavailable"),
         ((403, "AccessDenied"), "lock-denied"),
         ((400, "InvalidBucketName"), "lock-refused"),
