@@ -104,7 +104,7 @@ def _lock(volume, url, me):
 
 
 def _share_sessions():
-    """Have one session of boto3 for all pods of this process: each has some 8 MB and 0.2 s of CPU otherwise.
+    """Have one session of boto3 for all pods of this process: each has some 8 MB and 0.3 s of CPU otherwise.
 
     A pod still has a client, and connections, of its own.
     """
