@@ -114,7 +114,7 @@ class S3Register:
             except failures.ClientError as exc:
                 if _status(exc) not in _CONFLICT:
                     self._refused("write", exc)
-                refused = True
+                refused = _status(exc) == 412
             else:
                 if number:
                     raise LockError(
