@@ -264,8 +264,20 @@ def _many(top, name, largest, more):
             for old in ("pieces", "trash", "uses/since"):
                 aging.age(f"{pod.volume}/v1/{old}", 20)
             points.setdefault(title, []).append((count, run(pod.command("gc"))))
+        _bare(place, count, points)
         shutil.rmtree(place)
     return [measured(t, name, p[0][1], p[1:]) for t, p in points.items()]
+
+
+def _bare(place, count, points):
+    """The deeds of those two without warmer: what grows here is the filesystem's."""
+    seen, hidden = f"{place}/seen", f"{place}/hidden"
+    os.mkdir(hidden)
+    for number in range(1, count + 1):
+        make_model(f"{seen}/{number}/{BELOW}", 1)
+    for title, words in (("bare hiding", ["hide", seen]), ("bare removing", ["remove", hidden])):
+        argv = [sys.executable, "-IS", f"{HERE}/bare.py", *words, hidden]
+        points.setdefault(title, []).append((count, run(argv)))
 
 
 def _found(pod):
@@ -305,7 +317,7 @@ def of_waiters(top):
         record["questions_exponent"] = exponent([(r["waiters"], r["asked_per_s"]) for r in rows])
         record |= {"rows": rows}
         print(
-            f"{name + ' lock':<22} {last['waiters']:>6} waiters: all know {last['known_s']:.2f} s after,"
+            f"{name + ' lock':<22} {last['waiters']:>6} waiters, open in {last['opened_s']:.1f} s: all know {last['known_s']:.2f} s after,"
             f" exponent {record['exponent']}; {last['asked_per_s']:.0f} questions/s,"
             f" {last['looks_per_s']:.0f} looks/s, {last['cpu_ms_per_s']:.1f} ms CPU per waiter and second",
             flush=True,

@@ -15,6 +15,7 @@ import volumes
 
 from warmer import argv, check, prefill, settings, urls
 from warmer.fill import restore, stagings
+from warmer.fill.locks.pace import Pace
 from warmer.fill.sources.directory import Directory
 from warmer.layout import Volume
 
@@ -73,7 +74,7 @@ def test_a_generation_published_during_the_restore_is_handed_off_as_it_is_restor
 class NoLock:
     """A lock that holds nobody back, as on a volume without locks."""
 
-    poll = 0.5
+    pace = Pace(0.5)
 
     def try_acquire(self, _key):
         return volumes.Granted()

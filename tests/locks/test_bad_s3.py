@@ -19,6 +19,7 @@ import runs
 import s3
 from proxy import Proxy
 
+from warmer.fill import claim
 from warmer.fill.locks import UnansweredError
 from warmer.fill.locks import s3 as s3_lock
 
@@ -119,6 +120,7 @@ def test_a_bucket_that_obeys_only_one_of_the_two_conditions_is_refused(refused, 
     [
         ((500, "InternalError"), "lock-unavailable"),
         ((503, "SlowDown"), "lock-unavailable"),
+        ((429, "TooManyRequests"), "lock-unavailable"),
         ((400, "RequestTimeout"), "lock-unavailable"),
         ((403, "AccessDenied"), "lock-denied"),
         ((400, "InvalidBucketName"), "lock-refused"),
@@ -294,3 +296,29 @@ def test_a_service_that_is_too_slow_did_not_answer_and_is_not_taken_for_missing_
             s3_lock.S3Register("bucket", "locks")
     assert caught.value.reason == "lock-unreachable"
     assert "ReadTimeoutError" in caught.value.message
+
+
+def test_a_service_too_busy_to_answer_when_the_lock_is_opened_is_asked_again(
+    bucket, use, monkeypatch
+):
+    """As when hundreds of pods open it at once: some connections get no answer in time."""
+    monkeypatch.setattr(claim, "_SILENT", 6.0)
+    monkeypatch.setattr(s3_lock, "_CONFIG", s3_lock._CONFIG.merge(Config(read_timeout=0.3)))
+    at = objects(bucket) | {"prefix": "busy"}
+    with Proxy(s3.seaweed().endpoint) as proxy:
+        use(s3.seaweed().environment(endpoint=proxy.url))
+        fault = proxy.fault(method="PUT", times=2, hang="before")
+        claims = claim.Claims(lambda: owner.open_lock(at, me="me", lease=30.0))
+        with claims.claim(owner.KEY, wait=60.0, filled=lambda: False) as grant:
+            assert grant is not None
+            assert fault.times == 0, "it was asked, in vain"
+
+
+def test_a_bucket_whose_conditions_were_seen_is_probed_with_two_questions(bucket, use):
+    with Proxy(s3.seaweed().endpoint) as proxy:
+        use(s3.seaweed().environment(endpoint=proxy.url))
+        at = objects(bucket) | {"prefix": "probed"}
+        for questions in (3, 2, 2):
+            proxy.requests.clear()
+            owner.open_register(at)
+            assert [method for method, _ in proxy.requests] == ["PUT"] * questions

@@ -18,6 +18,7 @@ from warmer.errors import BusyError, LockError, TerminatedError, VolumeError
 from warmer.fill import claim
 from warmer.fill.claim import Claims
 from warmer.fill.locks import UnansweredError
+from warmer.fill.locks.pace import Pace
 from warmer.fill.locks.record import Owner
 
 LONG = 120.0
@@ -38,8 +39,8 @@ class Grant:
 class Script:
     """A lock that answers as it is told: grants, owners, errors or functions; the last for ever."""
 
-    def __init__(self, *answers, poll=0.01):
-        self.poll = poll
+    def __init__(self, *answers, least=0.01):
+        self.pace = Pace(least)
         self.asked = 0
         self.left = 0
         self._answers = list(answers)
@@ -134,7 +135,7 @@ def test_a_look_under_the_lock_that_fails_gives_the_lock_back():
 
 
 def test_a_waiter_looks_often_and_asks_the_lock_only_now_and_then():
-    lock = Script(THEM, poll=LONG)
+    lock = Script(THEM, least=LONG)
     looks = Looks(*[False] * 6, True)
     with Claims(lambda: lock).claim(KEY, wait=LONG, filled=looks) as grant:
         assert grant is None
@@ -196,6 +197,20 @@ def test_a_lock_that_does_not_answer_is_borne_with_for_a_while(monkeypatch):
         with Claims(lambda: lock).claim(KEY, wait=LONG, filled=Looks(False)):
             pass
     assert lock.asked > 2
+
+
+def test_a_lock_that_gives_no_answer_when_it_is_opened_is_opened_again(monkeypatch):
+    monkeypatch.setattr(claim, "_SILENT", 1.0)
+    silent, grant, opened = UnansweredError("no answer", reason="lock-unreachable"), Grant(), []
+
+    def open_lock():
+        opened.append(1)
+        if len(opened) < 3:
+            raise silent
+        return Script(grant)
+
+    with Claims(open_lock).claim(KEY, wait=LONG, filled=Looks(False)) as found:
+        assert (found, len(opened)) == (grant, 3)
 
 
 def test_a_lock_call_that_hangs_is_bounded_by_the_wait_and_its_late_grant_is_given_back(
@@ -271,7 +286,7 @@ def test_a_signal_interrupts_a_wait_and_no_grant_is_left_behind(hanging, hangs):
     signal.setitimer(signal.ITIMER_REAL, 1.0)
     try:
         with pytest.raises(TerminatedError):
-            asked = lock if hangs else Script(THEM, poll=LONG)
+            asked = lock if hangs else Script(THEM, least=LONG)
             with Claims(lambda: asked).claim(KEY, wait=LONG, filled=Looks(False)):
                 pass
     finally:
@@ -308,7 +323,7 @@ def test_a_waiter_succeeds_an_owner_that_dies_while_it_waits(bench):
     child = bench.child(lease=1.0)
     child.ask("take", KEY)
     lock = bench.lock()
-    lock.poll = 0.2
+    lock.pace = Pace(0.2, 1.0)
     threading.Timer(1.0, child.kill).start()
     looks = Looks(False)
     with Claims(lambda: lock).claim(KEY, wait=LONG, filled=looks) as grant:

@@ -130,7 +130,7 @@ def patiently(lock: Lock, url: LockUrl) -> Grant | Owner:
         found = lock.try_acquire(KEY)
         if not isinstance(found, Owner) or time.monotonic() > deadline:
             return found
-        time.sleep(lock.poll / 4)
+        time.sleep(lock.pace.least / 4)
 
 
 def _patience(url: LockUrl) -> float:

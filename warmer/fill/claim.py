@@ -13,18 +13,21 @@ import structlog
 from warmer.errors import BusyError
 from warmer.fill.locks import UnansweredError
 from warmer.fill.locks.record import Owner
+from warmer.fill.turn import TURN, Settled, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from warmer.fill.locks import Grant, Lock
+    from warmer.fill.locks.pace import Pace
     from warmer.model import Key
 
 _log = structlog.get_logger(__name__)
 _SAY_EVERY: Final = 10.0
 _LOOK: Final = 0.5
 """Seconds between two looks at the volume, give or take a half: cheaper than a lock's question."""
-_TURN: Final = 0.5
+_SOON: Final = 0.05
+"""Seconds between two looks at least."""
 _ANSWER: Final = 10.0
 """Seconds a lock has to answer once, however short the wait: it may have to be opened first."""
 
@@ -87,13 +90,13 @@ class Claims:
                     target=self._leave, args=(key,), name="leave", daemon=True
                 )
                 leaving.start()
-                leaving.join(_TURN)
+                leaving.join(TURN)
 
-    def _ask(self, key: Key) -> tuple[Grant | Owner, float]:
-        """Ask the lock, opening it first; return what it said, and the seconds to the next time."""
+    def _ask(self, key: Key) -> tuple[Grant | Owner, Pace]:
+        """Ask the lock, opening it first; return what it said, and how soon it may be asked again."""
         if self._lock is None:
             self._lock = self._open()
-        return self._lock.try_acquire(key), self._lock.poll
+        return self._lock.try_acquire(key), self._lock.pace
 
     def _leave(self, key: Key) -> None:
         if self._lock is not None:
@@ -105,7 +108,7 @@ class _Waiting:
 
     def __init__(
         self,
-        ask: Callable[[Key], tuple[Grant | Owner, float]],
+        ask: Callable[[Key], tuple[Grant | Owner, Pace]],
         leave: Callable[[Key], None],
         key: Key,
         *,
@@ -118,8 +121,9 @@ class _Waiting:
         self._wait = wait
         self._filled = filled
         self._started = self._said = time.monotonic()
-        self._ask_at = self._started
+        self._ask_at = self._changed = self._started
         self._owner: Owner | None = None
+        self._last_seen: Owner | None = None
         self._silent_since: float | None = None
 
     def grant(self) -> Grant | None:
@@ -130,7 +134,7 @@ class _Waiting:
         """
         wait = max(self._wait, _ANSWER)
         while True:
-            turn = _Turn(self._turn, late=lambda: self._leave(self._key))
+            turn = Turn(self._turn, late=lambda: self._leave(self._key))
             found = turn.result(until=self._started + wait, say=self._say)
             wait = self._wait
             if found is None:
@@ -145,26 +149,28 @@ class _Waiting:
             if left <= 0:
                 raise self._busy(f"{_called(found)} to fill it")
             self._say()
-            time.sleep(min(_LOOK * random.uniform(0.5, 1.5), max(0.05, left)))  # noqa: S311 - jitter
+            left = min(left, self._ask_at - time.monotonic())
+            time.sleep(min(_LOOK * _jitter(), max(_SOON, left)))
 
     @property
     def for_an_owner(self) -> float:
         """Seconds since the start where another owner was met; 0 where none was."""
         return time.monotonic() - self._started if self._owner is not None else 0.0
 
-    def _turn(self) -> Owner | _Settled:
-        """Look, and ask where it is time to; on the thread of a `_Turn`."""
+    def _turn(self) -> Owner | Settled:
+        """Look, and ask where it is time to; on the thread of a `Turn`."""
         if self._filled():
-            return _Settled(None)
+            return Settled(None)
         if self._owner is not None and time.monotonic() < self._ask_at:
             return self._owner
         try:
-            found, poll = self._ask(self._key)
+            found, pace = self._ask(self._key)
         except UnansweredError as exc:
-            found, poll = self._unanswered(exc), _SILENT / 10
+            found, pause = self._unanswered(exc), _SILENT / 10 * _jitter()
         else:
             self._silent_since = None
-        self._ask_at = time.monotonic() + poll * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+            pause = self._pause(found, pace) if isinstance(found, Owner) else 0.0
+        self._ask_at = time.monotonic() + pause
         if isinstance(found, Owner):
             return found
         try:
@@ -174,8 +180,20 @@ class _Waiting:
             raise
         if filled:
             found.release()
-            return _Settled(None)
-        return _Settled(found)
+            return Settled(None)
+        return Settled(found)
+
+    def _pause(self, owner: Owner, pace: Pace) -> float:
+        """Seconds until the lock is asked again about a key that this owner has."""
+        now = time.monotonic()
+        if owner != self._last_seen:
+            self._last_seen, self._changed = owner, now
+        return pace.pause(
+            now - self._started,
+            chance=random.random(),  # noqa: S311 - jitter
+            silent=now - self._changed,
+            lease=owner.lease,
+        )
 
     def _unanswered(self, exc: UnansweredError) -> Owner:
         """Bear with a lock's service that does not answer, for a while.
@@ -219,73 +237,11 @@ class _Waiting:
         )
 
 
+def _jitter() -> float:
+    """A half to one and a half: those who came at once do not go on at once."""
+    return random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+
+
 def _called(owner: Owner) -> str:
     """Name an owner in one line; records hold what others wrote there."""
     return "".join(c if c.isprintable() else "?" for c in owner.name) or "an unnamed owner"
-
-
-class _Settled:
-    """The end of a wait: a grant, or None where the piece is there."""
-
-    def __init__(self, grant: Grant | None) -> None:
-        self.grant = grant
-
-
-class _Turn:
-    """One look or question on a thread of its own.
-
-    A lock call can hang in the kernel for a minute while an NFS server restarts. Whoever waits
-    goes on saying so, is bounded by ``--wait``, and can be stopped. A grant that comes after
-    nobody waits for it is given back.
-
-    Args:
-        ask: looks or asks.
-        late: called where the answer came after nobody waited for it.
-    """
-
-    def __init__(self, ask: Callable[[], Owner | _Settled], *, late: Callable[[], None]) -> None:
-        self._ask = ask
-        self._late = late
-        self._mutex = threading.Lock()
-        self._ready = threading.Event()
-        self._left = False
-        self._found: Owner | _Settled | None = None
-        self._failure: BaseException | None = None
-        threading.Thread(target=self._run, name="claim", daemon=True).start()
-
-    def result(self, *, until: float, say: Callable[[], None]) -> Owner | _Settled | None:
-        """Wait for the answer; None where it did not come in time."""
-        try:
-            while not self._ready.wait(_TURN):
-                say()
-                if time.monotonic() > until:
-                    return None
-            if self._failure is not None:
-                raise self._failure
-            found, self._found = self._found, None
-            return found
-        finally:
-            self._leave()
-
-    def _run(self) -> None:
-        try:
-            self._found = self._ask()
-        except BaseException as exc:  # noqa: BLE001 - it is raised where it is waited for
-            self._failure = exc
-        with self._mutex:
-            self._ready.set()
-            if not self._left:
-                return
-        self._give_back()
-        self._late()
-
-    def _leave(self) -> None:
-        with self._mutex:
-            self._left = True
-            if self._ready.is_set():
-                self._give_back()
-
-    def _give_back(self) -> None:
-        if isinstance(self._found, _Settled) and self._found.grant is not None:
-            self._found.grant.release()
-        self._found = None

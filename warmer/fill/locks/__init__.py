@@ -17,6 +17,7 @@ from warmer.errors import BusyError, LockError
 from warmer.urls import DEFAULT_LEASE
 
 if TYPE_CHECKING:
+    from warmer.fill.locks.pace import Pace
     from warmer.fill.locks.record import Owner
     from warmer.model import Key
 
@@ -67,8 +68,8 @@ class Grant(Protocol):
 class Lock(Protocol):
     """A place to ask for grants."""
 
-    poll: float
-    """Seconds between two questions about one key."""
+    pace: Pace
+    """How soon who waits asks again about one key."""
 
     def try_acquire(self, key: Key) -> Grant | Owner:
         """Take the key's lock without blocking, or learn who has it.

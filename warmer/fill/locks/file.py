@@ -31,6 +31,7 @@ import structlog
 from warmer.errors import using
 from warmer.fill.locks import BEATS, LEASE, lockfile, lost, ofd
 from warmer.fill.locks.heartbeat import Heartbeat
+from warmer.fill.locks.pace import Pace
 from warmer.fill.locks.record import SIZE, Owner, encode, parse
 from warmer.fill.locks.sight import Sight
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 _PLACE: Final = "the volume"
-_POLL: Final = 0.5
+_LEAST: Final = 0.5
 _TURNS: Final = 3
 """Times a lock file may be replaced between its opening and its locking."""
 _RELEASE: Final = 1.0
@@ -58,10 +59,9 @@ class FileLock:
         lease: seconds this owner's record may stand still before others take over.
     """
 
-    poll = _POLL
-
     def __init__(self, volume: Volume, *, me: str, node: str = "", lease: float = LEASE) -> None:
         self._volume = volume
+        self.pace = Pace(_LEAST, lease)
         self._me = Owner(name=me, node=node, lease=lease)
         self._sight = Sight()
 

@@ -23,6 +23,7 @@ import structlog
 from warmer.errors import LockError
 from warmer.fill.locks import BEATS, LEASE, UnansweredError, lost
 from warmer.fill.locks.heartbeat import Heartbeat
+from warmer.fill.locks.pace import Pace
 from warmer.fill.locks.record import Owner
 from warmer.fill.locks.sight import Sight
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from warmer.model import Key
 
 _log = structlog.get_logger(__name__)
-_POLL: Final = 2.0
+_LEAST: Final = 2.0
 _AGAIN: Final = 1.0
 """Seconds between two tries to reach a register that does not answer."""
 _TRIES: Final = 3
@@ -70,11 +71,10 @@ class LeaseLock:
         lease: seconds this owner's record may stand still before others take over.
     """
 
-    poll = _POLL
-
     def __init__(
         self, register: Register, *, me: str, node: str = "", lease: float = LEASE
     ) -> None:
+        self.pace = Pace(_LEAST, lease)
         self._register = register
         self._me = me
         self._node = node

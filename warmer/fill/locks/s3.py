@@ -34,6 +34,7 @@ _CONFIG: Final = Config(
     retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5, max_pool_connections=2
 )
 _CONFLICT: Final = (409, 412)
+_BUSY: Final = ("SlowDown", "RequestTimeout")
 _NOBODYS: Final = '"00000000000000000000000000000000"'
 """An ETag that no object has."""
 
@@ -104,12 +105,16 @@ class S3Register:
             ("made twice", None),
             ("written over another version", _NOBODYS),
         ]
+        refused = False
         for number, (what, version) in enumerate(tries):
+            if refused and version is None:
+                continue  # it was there: that a condition is obeyed has been seen
             try:
                 self._put(path, b"{}", version)
             except failures.ClientError as exc:
                 if _status(exc) not in _CONFLICT:
                     self._refused("write", exc)
+                refused = _status(exc) == 412
             else:
                 if number:
                     raise LockError(
@@ -148,7 +153,7 @@ class S3Register:
 
     def _refused(self, what: str, exc: failures.ClientError) -> NoReturn:
         status, code = _status(exc), _code(exc)
-        if code not in _ADVICE and (status >= 500 or code in ("SlowDown", "RequestTimeout")):
+        if code not in _ADVICE and (status >= 500 or status == 429 or code in _BUSY):
             raise UnansweredError(
                 f"the S3 service answered {status} {code}",
                 reason="lock-unavailable",

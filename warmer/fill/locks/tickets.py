@@ -26,6 +26,7 @@ from warmer import regular
 from warmer.errors import using
 from warmer.fill.locks import BEATS, LEASE, lost
 from warmer.fill.locks.heartbeat import Heartbeat
+from warmer.fill.locks.pace import Pace
 from warmer.fill.locks.record import Owner, encode, parse
 from warmer.fill.locks.sight import Sight
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 _PLACE: Final = "the volume"
+_LEAST: Final = 1.0
 _SETTLE: Final = 3.0
 """Seconds a ticket must have been there, for others to see it, before it may come first."""
 _NAME: Final = re.compile(r"[0-9a-f]{16}")
@@ -51,10 +53,9 @@ class Tickets:
         lease: seconds a ticket may stand still before it counts as dead.
     """
 
-    poll = 1.0
-
     def __init__(self, volume: Volume, *, me: str, node: str = "", lease: float = LEASE) -> None:
         self._volume = volume
+        self.pace = Pace(_LEAST, lease)
         self._me = Owner(name=me, node=node, lease=lease)
         self._sight = Sight()
         self._mine: dict[str, _Ticket] = {}
