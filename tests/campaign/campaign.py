@@ -32,6 +32,8 @@ import storage  # noqa: F401
 import wires  # noqa: F401
 
 KILLS = ("kill", "kill-group", "kill-step")
+OFTEN = (*KILLS, "pause")
+"""Played three times in a round: whoever is stopped or killed comes back to a world that went on."""
 KEEP = HERE.parents[1] / ".campaign"
 
 
@@ -76,12 +78,12 @@ class Worker:
 
 
 def seeds(base):
-    """Round after round, an episode for each fault and lock; kills come three times a round."""
+    """Round after round, an episode for each fault and lock; some faults come three times a round."""
     number = 0
     while True:
         for turn in range(3):
             for fault in faults.FAULTS.values():
-                if turn == 0 or fault.name in KILLS:
+                if turn == 0 or fault.name in OFTEN:
                     for lock in fault.locks:
                         yield f"{fault.name}/{lock}/{base}.{number}.{turn}"
         number += 1
