@@ -1,5 +1,6 @@
 """The verb: from metrics to sizes, and into the file."""
 
+import gzip
 import json
 import os
 import re
@@ -400,3 +401,26 @@ def test_the_exit_status_says_whose_mistake_it_is(web):
         done = subprocess.run(argv, capture_output=True, text=True)
         assert done.returncode == code
         assert json.loads(done.stdout)["error"]["code"] == code
+
+
+def test_a_scrape_that_was_packed_or_redirected_by_powershell_is_read(tune, tmp_path):
+    with open(LATER, "rb") as f:
+        text = f.read()
+    packed, wide = tmp_path / "later.gz", tmp_path / "later.txt"
+    packed.write_bytes(gzip.compress(text))
+    wide.write_text(text.decode(), encoding="utf-16")
+    plain = tune("--metrics", LATER, *SEQS)
+    assert tune("--metrics", packed, *SEQS) == plain
+    assert tune("--metrics", wide, *SEQS) == plain
+    packed.write_bytes(gzip.compress(text)[:-100])
+    assert "cut" in fails(UsageError, "metrics-unreadable", "--metrics", packed).message
+    packed.write_bytes(gzip.compress(b"#" * (fetch.SCRAPE + 1)))
+    fails(UsageError, "too-large", "--metrics", packed)
+
+
+def test_a_server_that_was_restarted_is_said_so_in_a_sentence(tmp_path):
+    text = read(LATER)
+    anew = tmp_path / "anew.txt"
+    anew.write_text(re.sub(r"(iteration_tokens_total_bucket\{.*\}) .*", r"\1 1.0", text))
+    message = fails(UsageError, "bad-metrics", "--metrics", LATER, "--metrics", anew).message
+    assert "between two scrapes (the server was restarted) from" in message

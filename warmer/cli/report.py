@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from warmer import regular, settings
+from warmer import regular, settings, textfile
 from warmer.cli import leave_at_signals, logs, writing
 from warmer.cli.options import option
 from warmer.errors import BusyError, TerminatedError, UsageError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from warmer.report.spans import Span
 
 _WAIT = 3600.0
+_MOST = 512 << 20
+"""Characters of a log that are looked at; days of serving behind a start are never read."""
 _RECORDED = '{"resourceSpans"'
 """Begins a file of spans, and no log."""
 _HINT = (
@@ -154,12 +156,12 @@ def _read(path: str) -> StartLog:
         UsageError: it cannot be read, or says nothing of a vLLM start.
     """
     try:
-        with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
-            head = next(file, "")  # it may be a pipe, which cannot be read twice
-            if head.lstrip().startswith(_RECORDED):
-                start = _recorded(path, head + file.read())
-            else:
-                start = log.parse(itertools.chain([head], file))
+        lines = textfile.lines(path, _MOST)
+        head = next(lines, "")  # it may be a pipe, which cannot be read twice
+        if head.lstrip().startswith(_RECORDED):
+            start = _recorded(path, "".join([head, *lines]))
+        else:
+            start = log.parse(itertools.chain([head], lines))
     except OSError as exc:
         raise UsageError(
             f"got {path}: {exc.strerror}, expected the log of a vLLM start",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from warmer import argv
+from warmer import argv, textfile
 from warmer.cli import logs
 from warmer.cli.options import Finite, option
 from warmer.errors import EXIT_OK, UsageError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from warmer.tune.proposal import Seen
 
 _T = TypeVar("_T")
-_LOG_BYTES: Final = 64 << 20
+_LOG: Final = 512 << 20
 """Characters of a log that are looked at."""
 _LONGEST: Final = 10 * 366 * 86400.0
 
@@ -181,8 +181,7 @@ def _price(path: str | None) -> Price:
     if path is None:
         return capture.ASSUMED
     try:
-        with open(path, encoding="utf-8", errors="replace") as f:
-            price = capture.from_log(f.read(_LOG_BYTES).split("\n"))
+        price = capture.from_log(textfile.lines(path, _LOG))
     except OSError as exc:
         raise UsageError(
             f"got --log {path}: {exc.strerror}, expected the log of a vLLM start",

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
-from warmer import __version__
+from warmer import __version__, textfile
 from warmer.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -61,11 +61,8 @@ def local(place: str) -> bytes:
     """
     hint = "save what curl prints of the server's /metrics"
     try:
-        if place == "-":
-            body = sys.stdin.buffer.read(SCRAPE + 1)
-        else:
-            with open(place, "rb") as f:
-                body = f.read(SCRAPE + 1)
+        stdin = place == "-"
+        body = sys.stdin.buffer.read(SCRAPE + 1) if stdin else textfile.read(place, SCRAPE)
     except OSError as exc:
         raise UsageError(
             f"got --metrics {place}: {exc.strerror or exc}, expected metrics",
