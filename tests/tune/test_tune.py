@@ -62,14 +62,14 @@ def test_two_scrapes_of_a_real_server_become_sizes_that_cover_and_pad_little(tun
 
 def test_the_screen_says_what_the_metric_is_what_is_risked_and_what_is_built_anew(tune):
     screen = tune(*BOTH, *SEQS)
-    assert "which steps only decode it" in screen
+    assert "which steps only decode it" in " ".join(screen.split())
     assert re.search(
         r"^risk +A step of more than 64 tokens runs without a CUDA graph", screen, re.MULTILINE
     )
     assert re.search(r"^key +Sizes are part of the compile key", screen, re.MULTILINE)
     assert re.search(r"^--cudagraph-capture-sizes( \d+)+$", screen, re.MULTILINE)
-    assert "assumed: 51 sizes took 5 s and 0.98 GiB" in screen
-    assert max(map(len, screen.splitlines())) <= 100
+    assert "assumed: 51 sizes took 5 s and 0.98 GiB" in " ".join(screen.split())
+    assert max(map(len, screen.splitlines())) <= 80
 
 
 def test_sizes_are_a_factor_of_the_compile_key():

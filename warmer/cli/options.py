@@ -59,9 +59,16 @@ class Finite(click.FloatRange):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         """Read it; anything else is a mistake of the user's."""
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is no finite number.", param, ctx)
+        try:
+            number = float(str(value).strip())
+        except ValueError:
+            number = math.nan
+        low, high = self.min, self.max
+        fits = (low is None or low <= number) and (high is None or number <= high)
+        if not (math.isfinite(number) and fits):
+            ends = [(word, end) for word, end in (("from", low), ("to", high)) if end is not None]
+            bounds = "".join(f" {word} {end:,.15g}" for word, end in ends)
+            self.fail(f"got {str(value)!r}, expected a number{bounds}", param, ctx)
         return number
 
 
