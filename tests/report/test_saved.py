@@ -139,7 +139,7 @@ def test_a_file_without_an_end_is_refused_within_little_memory():
     def little():
         resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 
-    script = "from warmer.cli import report; report._MOST = 8 << 20; report.command()"
+    script = "from warmer.cli import report, saved; saved._MOST = 8 << 20; report.command()"
     words = [sys.executable, "-c", script, "/dev/zero"]
     done = subprocess.run(words, preexec_fn=little, capture_output=True, check=False, text=True)
     assert "no line of a vLLM start" in done.stderr

@@ -13,12 +13,14 @@ import pytest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "support"))
+import volumes
 from scrapes import EARLIER, LATER, MODEL, read
 
 from warmer import freedoms
+from warmer.cli import tune as verb
 from warmer.cli.tune import command
 from warmer.errors import SourceError, UsageError
-from warmer.tune import fetch, replace
+from warmer.tune import fetch
 
 BOTH = ("--metrics", EARLIER, "--metrics", LATER)
 SEQS = ("--", "--max-num-seqs", "64")
@@ -239,13 +241,36 @@ def test_prefill_reads_what_write_wrote(tune, tmp_path):
     assert done.returncode == 4, done.stderr  # the options are right; the model is not there
 
 
-def test_a_file_that_changes_meanwhile_is_not_overwritten(tmp_path):
+def test_a_file_that_changes_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
     path = config(tmp_path)
-    with pytest.raises(UsageError) as caught:
-        replace.replace(str(path), before=b"what was read before\n", after=b"new\n")
-    assert caught.value.reason == "config-changed"
-    assert path.read_text().startswith("serve-args")
+    look = verb._look
+
+    def slowly(values):
+        path.write_text("serve-args: []  # of somebody else\n")
+        return look(values)
+
+    monkeypatch.setattr(verb, "_look", slowly)
+    fails(UsageError, "config-changed", *BOTH, "--config", path, "--write")
+    assert path.read_text().endswith("# of somebody else\n")
     assert os.listdir(tmp_path) == ["warmer.yaml"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_file_that_is_mounted_by_itself_is_refused_with_what_to_do(tmp_path):
+    path = config(tmp_path)
+    before = path.read_text()
+    with volumes.tmpfs(str(tmp_path / "disk"), "size=64k"):
+        mounted = tmp_path / "disk" / "warmer.yaml"
+        mounted.touch()
+        subprocess.run(["mount", "--bind", str(path), str(mounted)], check=True)
+        try:
+            failure = fails(UsageError, "bad-config", *BOTH, "--config", mounted, "--write")
+            assert os.listdir(tmp_path / "disk") == ["warmer.yaml"]
+        finally:
+            subprocess.run(["umount", str(mounted)], check=True)
+    assert "busy" in failure.message
+    assert "ConfigMap" in failure.hint
+    assert path.read_text() == before
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import click
 
 from warmer import settings, urls
 from warmer.cli import config_file, logs
-from warmer.cli.options import Finite, option
+from warmer.cli.finite import Finite
+from warmer.cli.options import option
 from warmer.errors import EXIT_OK, UsageError
 from warmer.quantities import parse_rate, parse_size, show_bytes
 
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 
 _SAMPLE: Final = "256M"
 _ZONES: Final = 3
-_DEAREST: Final = 1e6
-_LONGEST: Final = 1e6
-_OFTEN: Final = 1e9
+_DEAREST: Final = 1_000_000
+_LONGEST: Final = 1_000_000
+_OFTEN: Final = 1_000_000_000
 _SIZES: Final = (10**6, 10**15)
 _SPEEDS: Final = (1e4, 1e13)
 """Beyond these a unit was forgotten, or the numbers say nothing any more."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -50,26 +49,6 @@ def filling(function: _F) -> _F:
     for add in reversed(_FILLING):
         function = add(function)
     return function
-
-
-class Finite(click.FloatRange):
-    """A number within a range, and none of ``inf`` and ``nan``, which no range keeps out."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Read it; anything else is a mistake of the user's."""
-        try:
-            number = float(str(value).strip())
-        except ValueError:
-            number = math.nan
-        low, high = self.min, self.max
-        fits = (low is None or low <= number) and (high is None or number <= high)
-        if not (math.isfinite(number) and fits):
-            ends = [(word, end) for word, end in (("from", low), ("to", high)) if end is not None]
-            bounds = "".join(f" {word} {end:,.15g}" for word, end in ends)
-            self.fail(f"got {str(value)!r}, expected a number{bounds}", param, ctx)
-        return number
 
 
 def variable(name: str) -> str:
