@@ -1,12 +1,15 @@
 """The verb: from metrics to sizes, and into the file."""
 
+import contextlib
 import gzip
 import json
 import os
 import re
+import socket
 import stat
 import subprocess
 import sys
+import threading
 
 import click
 import pytest
@@ -390,10 +393,32 @@ def test_an_answer_that_is_too_long_is_not_read_to_its_end(web):
     fails(SourceError, "too-large", "--metrics", web.url)
 
 
-def test_a_server_that_trickles_is_not_waited_for(web, monkeypatch):
-    monkeypatch.setattr(fetch, "_WHOLE", -1.0)
-    web.body = b"#"
-    fails(SourceError, "too-slow", "--metrics", web.url)
+@pytest.mark.parametrize("length", ["Content-Length: 100000", "Connection: close"])
+def test_a_server_that_trickles_is_not_waited_for(monkeypatch, length):
+    monkeypatch.setattr(fetch, "_WHOLE", 0.5)
+    gone = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def trickle():
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(1 << 16)
+                connection.sendall(f"HTTP/1.1 200 OK\r\n{length}\r\n\r\n".encode())
+                while not gone.wait(0.02):
+                    connection.sendall(b"#")
+
+        server = threading.Thread(target=trickle)
+        server.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        fails(SourceError, "too-slow", "--metrics", url)
+        gone.set()
+        server.join()
+
+
+def test_an_answer_that_is_packed_though_nobody_asked_is_read(tune, web):
+    web.body = gzip.compress(read(LATER).encode())
+    web.headers = {"Content-Encoding": "gzip"}
+    assert tune("--metrics", web.url, *SEQS) == tune("--metrics", LATER, *SEQS)
 
 
 def test_an_answer_that_is_no_metrics_is_the_servers_mistake(web):

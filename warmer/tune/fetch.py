@@ -138,7 +138,9 @@ def _body(answer: requests.Response, url: str, most: int) -> bytes:
         )
     deadline = time.monotonic() + _WHOLE
     body = bytearray()
-    for chunk in answer.iter_content(_CHUNK):
+    # What has come, and not a chunk that is full: a server that drips would never meet the deadline.
+    read = getattr(answer.raw, "read1", answer.raw.read)  # urllib3 has it since 2.2
+    while chunk := read(_CHUNK, decode_content=True):
         body += chunk
         if len(body) > most or time.monotonic() > deadline:
             what = f"more than {most} bytes" if len(body) > most else f"no end in {_WHOLE:.0f} s"
