@@ -110,6 +110,11 @@ def test_of_several_pods_the_first_that_starts_is_read_and_the_others_are_counte
     assert found.notes == ("lines of 1 other pod are left out",)
 
 
+def test_a_table_in_a_log_is_no_other_pod():
+    mixed = [text for line in lines(WARM) for text in ("layer | size\n", line)]
+    assert parse(mixed) == parse(lines(WARM))
+
+
 def test_servers_that_are_mixed_without_a_prefix_are_said_to_be():
     one = lines(WARM)
     other = [line.replace(" pid=", " pid=9") for line in lines(COLD)]

@@ -143,8 +143,8 @@ def _messages(lines: Iterable[str], timer: Timer, found: Events) -> Iterator[Eve
     own: str | None = None
     for line in lines:
         text, pod = bare(_ANSI.sub("", line).rstrip("\r\n"))
-        if own is not None and pod != own:
-            if len(found.pods) < _MOST:
+        if own and pod != own:  # where nobody says whose lines are, `a | b` is no name before one
+            if pod and len(found.pods) < _MOST:
                 found.pods.add(pod)
             continue
         text = _ANSI.sub("", text).rstrip("\r\n") if "{" in line[:400] else text
