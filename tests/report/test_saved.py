@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from warmer import textfile
+from warmer.cli import saved
 from warmer.cli.report import command
 from warmer.report import table
 from warmer.report.log import parse
@@ -190,3 +191,14 @@ def test_what_a_packed_file_unpacks_to_is_bounded(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_recorded_spans_without_an_end_are_refused(tmp_path, monkeypatch):
+    text = (LOGS / "spans-cold-0.31.jsonl").read_text()
+    path = tmp_path / "spans.jsonl"
+    path.write_text(text * 3)
+    assert shown(path).exit_code == 0
+    monkeypatch.setattr(saved, "_SPANS", 2 * len(text))
+    failure = shown(path).exception
+    assert failure.reason == "too-large"
+    assert failure.hint

@@ -13,10 +13,14 @@ from warmer.layout import WarmDir
 from warmer.report import handed, log, spans
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from warmer.report.log import StartLog
 
 _MOST = 512 << 20
 """Characters of a log that are looked at; days of serving behind a start are never read."""
+_SPANS = 64 << 20
+"""Characters of recorded spans at most; a start has some hundred thousand."""
 _RECORDED = '{"resourceSpans"'
 """Begins a file of spans, and no log."""
 _HINT = (
@@ -35,7 +39,7 @@ def read(path: str) -> StartLog:
         lines = textfile.lines(path, _MOST)
         head = next(lines, "")  # it may be a pipe, which cannot be read twice
         if head.lstrip().startswith(_RECORDED):
-            start = _recorded(path, "".join([head, *lines]))
+            start = _recorded(path, _joined(path, head, lines))
         else:
             start = log.parse(itertools.chain([head], lines))
     except OSError as exc:
@@ -52,6 +56,25 @@ def read(path: str) -> StartLog:
             hint=_HINT,
         )
     return start
+
+
+def _joined(path: str, head: str, lines: Iterable[str]) -> str:
+    """Put together what is read as a whole.
+
+    Raises:
+        UsageError: it is longer than any recording of a start.
+    """
+    parts, size = [head], len(head)
+    for line in lines:
+        size += len(line)
+        if size > _SPANS:
+            raise UsageError(
+                f"got {path} of more than {_SPANS} characters, expected the recorded spans of a start",
+                reason="too-large",
+                hint="a Collector records requests too: stop it when the server is ready",
+            )
+        parts.append(line)
+    return "".join(parts)
 
 
 def _recorded(path: str, text: str) -> StartLog:
