@@ -108,7 +108,7 @@ def test_of_several_pods_the_first_that_starts_is_read_and_the_others_are_counte
     mixed = [text for a, b in both for text in (f"[pod/a/vllm] {a}", f"[pod/b/vllm] {b}")]
     found = parse(mixed)
     assert found.phases == parse(lines(COLD)).phases
-    assert found.notes == ("lines of 1 other pod are left out",)
+    assert found.notes == ("lines of 1 other container are left out",)
 
 
 def test_a_table_in_a_log_is_no_other_pod():

@@ -1,7 +1,7 @@
 """The messages of one start out of a log of any length. Pure.
 
 A log may hold days of serving behind its start, starts that crashed before it, and the lines of
-other pods. What is kept is bounded: the messages that say something of a start, and of the others
+other containers. What is kept is bounded: the messages that say something of a start, and of the others
 those that end a build or tell a new name of a process.
 """
 
@@ -69,7 +69,7 @@ class Events:
         """Say what of the log is left out, a clause each."""
         told = []
         if self.pods:
-            told.append(f"lines of {_count(len(self.pods), 'other pod')} are left out")
+            told.append(f"lines of {_count(len(self.pods), 'other container')} are left out")
         if self.earlier:
             told.append(f"{_count(self.earlier, 'start')} before it did not get ready: left out")
         if self.mixed:
