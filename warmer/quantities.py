@@ -13,6 +13,8 @@ _DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,6})?) ?([a-z]*)", re.ASCII)
 _BITS: Final = re.compile(
     r"(\d{1,9}(?:\.\d{1,6})?) ?([kmgt]?)(?:bit/s|bps|b/s)", re.ASCII | re.IGNORECASE
 )
+_EITHER: Final = re.compile(r"(?:b|ib/s|ibps)$")
+"""Ends of what one reads as bits and the next as bytes, eight times as much: ``10Gb``, ``10Gib/s``."""
 _SIZE: Final = re.compile(r"(\d{1,18}(?:\.\d{1,6})?) ?([kmgtp]?)(i?)b?", re.ASCII)
 
 
@@ -53,15 +55,18 @@ def parse_rate(text: str, flag: str) -> float:
     """Read a rate; return bytes per second.
 
     Args:
-        text: a size, which ``/s`` may follow, or bits, as networks are sold: ``10Gbit/s``, ``10Gbps``.
+        text: a size, which ``/s`` may follow, or bits, as networks are sold: ``10Gbit/s``, ``10Gbps``;
+            with a capital B they are bytes.
         flag: the option, for the error.
 
     Raises:
         UsageError: anything else, and nothing at all: no time would be enough.
     """
-    words = text.strip()
+    words = re.sub(r"Bps$", "B/s", text.strip())
     rate = 0.0
     bits = None if words.endswith("B/s") else _BITS.fullmatch(words)
+    if bits is None and _EITHER.search(words):
+        raise _bad(text, flag, "bits or bytes", "as 10Gbit/s or 10GB/s")
     try:
         if bits is not None:
             thousands: int = 1000 ** _POWERS[bits[2].lower()]

@@ -1,6 +1,8 @@
 """The stage that has vLLM's loaders measured on this volume, and takes the fastest.
 
-It is no reason not to start: what fails here leaves the server with vLLM's default.
+It is no reason not to start: what fails here leaves the server with vLLM's default. Where the page
+cache kept the files, which is of this moment and this node, what was found holds for this start alone,
+and the next one asked to measures again.
 """
 
 from __future__ import annotations
@@ -75,7 +77,10 @@ def _measure(s: Situation, stack: Stack, accelerator: Accelerator) -> Trial:
             chosen=loaders.choose(seconds),
             why=answer["left_out"].get(loaders.DEFAULT, ""),
         )
-        trial.end(s.volume, weights, found)
+        if answer["stayed"]:
+            trial.abandon(s.volume, weights, versions)
+        else:
+            trial.end(s.volume, weights, found)
     except BaseException:
         trial.abandon(s.volume, weights, versions)
         raise
@@ -83,5 +88,12 @@ def _measure(s: Situation, stack: Stack, accelerator: Accelerator) -> Trial:
         _log.info("loader", name=name, seconds=list(took), device=found.device)
     for name, why in found.left_out.items():
         _log.info("loader left out", name=name, why=why)
+    if answer["stayed"]:
+        _log.warning(
+            "this measure is not kept: the page cache kept the files",
+            unmeasured=answer["stayed"],
+            hint="run --tune-loader on a node where no other pod loads this model; a volume in memory "
+            "has nothing to measure",
+        )
     _log.info("loaders are measured", chosen=found.chosen, why=found.reason)
     return found

@@ -263,3 +263,54 @@ def test_the_exit_status_says_what_failed(tmp_path):
         done = subprocess.run([*base, *words], capture_output=True, text=True)
         assert done.returncode == code, done
         assert json.loads(done.stdout)["error"]["code"] == code
+
+
+def test_a_screen_fits_a_terminal_and_figures_never_touch(advise):
+    assert max(map(len, advise(*ARTICLE).splitlines())) <= 80
+    huge = advise(*ARTICLE, "--size", "70TB", "--price-gpu", 98.32, "--build", 600)
+    rows = [line for line in huge.splitlines() if re.search(r"\d\.\d\d \S+$", line)]
+    volume = next(line for line in rows if "shared volume" in line)
+    assert volume.split()[-7:] == [
+        *("78,740.2", "0.0", "21,000.01", "84,000.05"),
+        *("105,000.06", "86,019.30", "191,019.36"),
+    ]
+    assert len({len(line) for line in rows}) == 1
+    assert "kernels from 596.4 starts" in re.sub(" +", " ", huge)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--size", "16"),
+        ("--size", "999999P"),
+        ("--kernels", "999999P"),
+        ("--network", "1kbps"),
+        ("--volume-bandwidth", "100TB/s"),
+        ("--network", "10Gb"),
+    ],
+)
+def test_a_figure_whose_unit_was_forgotten_is_asked_again(words):
+    message = fails(UsageError, "bad-value", *ARTICLE, *words).message
+    assert message.startswith(f"got {words[0]} {words[1]!r}")
+    assert "expected " in message
+
+
+@pytest.mark.parametrize("text", ["0,30", "$0.30", "", "nan", "inf", "-1", "1e308", "1e7"])
+def test_a_price_that_is_none_is_refused_in_plain_words(text):
+    with pytest.raises(click.BadParameter) as caught:
+        command.main([*ARTICLE, "--price-gpu", text], standalone_mode=False)
+    assert f"got {text!r}, expected a number from 0 to 1,000,000" in caught.value.message
+
+
+def test_the_dearest_and_the_most_have_an_answer(advise):
+    most = ("--starts", 1e9, "--size", "1000TB", "--network", "10kB/s", "--build", 1e6)
+    prices = ("storage", "transfer", "download", "bucket", "registry", "pull", "gpu")
+    dear = [word for name in prices for word in (f"--price-{name}", "1000000")]
+    assert "recommended: " in advise(*most, *dear, "--explain")
+    json.loads(advise(*most, *dear, "--json"), parse_constant=pytest.fail)
+
+
+def test_without_a_start_no_hour_of_waiting_pays(advise):
+    screen = advise(*ARTICLE, "--starts", 0)
+    assert "shared volume starts 149.0 s sooner." in screen
+    assert "worth more than $0.00" not in screen

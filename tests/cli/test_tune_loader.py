@@ -142,15 +142,20 @@ def test_a_loader_whose_process_ends_is_left_out_and_the_default_stays(place):
     assert "off: measured: none is faster" in place.run("plan", "--explain").out
 
 
-def test_where_the_page_cache_cannot_be_emptied_nothing_is_chosen_and_that_is_said(place):
+def test_where_the_page_cache_cannot_be_emptied_nothing_is_chosen_or_kept_and_that_is_said(place):
     does(place)
     volume = f"/dev/shm/{os.path.basename(place.top)}-{os.getpid()}"
     os.mkdir(volume)
     try:
         other = place.but(volume=volume)
-        found = other.warmed("--tune-loader").json["loaders"]
+        result = other.warmed("--tune-loader")
+        found = result.json["loaders"]
         assert (found["chosen"], found["seconds"]) == ("default", {})
         assert found["reason"] == "100% of the files stayed in the page cache"
+        (told,) = [line for line in result.logged if "is not kept" in line["event"]]
+        assert told["unmeasured"] == ["default"]
+        assert told["hint"]
+        assert records(other) == [], "on another node, or later, it may be emptied"
     finally:
         runs.shutil.rmtree(volume)
 

@@ -18,7 +18,7 @@ from warmer.cli import advise, tune
 
 VERBS = {"tune": tune.command, "advise": advise.command}
 ROW = re.compile(
-    r"^(?:[> ] )?(?:shared volume|download,|node disk|in the image|proposed|vLLM's own) .*$"
+    r"^(?:[> ] )?(?:shared volume|download,|node disk|image, |proposed|vLLM's own) .*$"
 )
 
 

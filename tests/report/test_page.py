@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from warmer.cli import writing
 from warmer.cli.report import command
 from warmer.errors import UsageError, VolumeError
 from warmer.report import page, spans, style, table, timeline
@@ -235,28 +234,17 @@ def test_a_page_that_cannot_be_written_leaves_what_was_there(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(VolumeError):
-            writing.write(str(old), "a newer page" * 1000)
+        failure = invoke("--html", str(old), str(LOGS / NAMES[0])).exception
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert isinstance(failure, VolumeError)
+    assert failure.message.startswith(f"got --html {old}: File too large, expected a file")
     assert old.read_text() == "an older page"
     assert os.listdir(tmp_path) == ["start.html"]
-    with pytest.raises(VolumeError) as raised:
-        writing.write("/dev/full", "a page")
-    assert raised.value.reason == "no-space"
-
-
-def test_a_device_and_a_link_stay_what_they_are(tmp_path):
-    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
-    link.symlink_to(target)
-    writing.write(str(link), "through the link")
-    assert (link.is_symlink(), target.read_text()) == (True, "through the link")
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    writing.write(str(pipe), "into the pipe")
-    assert os.read(reader, 99) == b"into the pipe"
-    os.close(reader)
-    assert pipe.is_fifo()
+    failure = invoke("--html", "/dev/full", str(LOGS / NAMES[0])).exception
+    assert isinstance(failure, VolumeError)
+    assert failure.reason == "no-space"
+    assert failure.hint
 
 
 def test_phases_and_segments_tell_of_the_same():

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from warmer.report import otlp, page, spans, table, values
 from warmer.report.log import parse
+from warmer.report.ranks import clauses
 from warmer.report.spans import Span
 
 LOGS = Path(__file__).parent / "logs"
@@ -150,3 +152,13 @@ def test_spans_of_one_rank_tell_of_none():
     assert start.ranks == ()
     assert "distributed" not in start.phases
     assert start.phases["engine_process"] == 20.0
+
+
+def test_what_a_rank_tells_in_whole_seconds_is_marked_as_such():
+    bare = [line.partition("] ")[2] for line in recorded("tp2-warm-0.32.log")]
+    rough = parse(bare)
+    assert rough.clock == "stamps"
+    said = " ".join(clauses(rough.ranks, rough.rough))
+    assert re.search(r"CPU compile, warm-up ~\d+ s", said)
+    assert "weights load 0.05 s" in said
+    assert said in " ".join(table.render_one(rough).splitlines())

@@ -47,7 +47,8 @@ def test_no_series_is_nothing_observed():
         (b'{"status": "success", "data": {"resultType": "vector", "result": []}}', "no matrix"),
         (b'{"status": "success", "data": {"resultType": "matrix", "result": [7]}}', "series"),
         (matrix(({"le": "8"}, [1]), ({}, [1])), "with and without"),
-        (matrix(({}, ["NaN"])), "NaN"),
+        (matrix(({"le": "8"}, ["NaN"]), ({"le": "+Inf"}, [1])), "nan"),
+        (matrix(({}, ["nan"])), "'nan'"),
         (matrix(({}, ["many"])), "'many'"),
         (matrix(({"le": "8"}, [-1]), ({"le": "+Inf"}, [1])), "-1"),
         (matrix(({"le": "8"}, [1])), "Inf"),
@@ -57,6 +58,14 @@ def test_no_series_is_nothing_observed():
 def test_an_answer_that_is_none_is_refused_with_the_reason(body, why):
     with pytest.raises(BadMetricsError, match=why):
         prometheus.read(body)
+
+
+def test_points_of_an_idle_engine_that_are_no_number_are_passed_over():
+    steps, buckets, _ = prometheus.read(matrix(({}, ["NaN", 3, "NaN", 5])))
+    assert steps.weight == 2
+    assert steps.quantile(1) == 5
+    assert not buckets
+    assert prometheus.read(matrix(({}, ["NaN"])))[0] is None
 
 
 def test_points_are_far_enough_apart_for_prometheus_and_its_scrapes():

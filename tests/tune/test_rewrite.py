@@ -88,3 +88,35 @@ def test_an_alias_is_not_changed_in_its_other_place():
 def test_the_words_of_a_file_are_read():
     assert words("serve-args:\n- --seed\n- 0\n") == ["--seed", "0"]
     assert words("# nothing\n") == []
+
+
+def test_comments_among_the_sizes_that_go_stay():
+    text = (
+        "serve-args:\n"
+        "  - --cudagraph-capture-sizes  # as of spring\n"
+        "  - 1\n"
+        "  # Bob wants this one\n"
+        "  - 2 # and this\n"
+        "  - --seed  # never\n"
+        "  - 0\n"
+    )
+    assert rewrite(text, [1, 8]) == (
+        "serve-args:\n"
+        "  # as of spring\n"
+        "  # Bob wants this one\n"
+        "  # and this\n"
+        "  - --cudagraph-capture-sizes\n"
+        "  - 1\n"
+        "  - 8\n"
+        "  - --seed  # never\n"
+        "  - 0\n"
+    )
+    with pytest.raises(NotEditableError, match="comment"):
+        rewrite("serve-args: [--cudagraph-capture-sizes, 1, # c\n  2]\n", [8])
+
+
+def test_a_line_ends_as_the_one_before_it():
+    text = "a: 1\r\nserve-args:\n- --seed\n- 0\nb: 2\r\n"
+    assert rewrite(text, [8]) == (
+        "a: 1\r\nserve-args:\n- --seed\n- 0\n- --cudagraph-capture-sizes\n- 8\nb: 2\r\n"
+    )

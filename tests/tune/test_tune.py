@@ -1,23 +1,29 @@
 """The verb: from metrics to sizes, and into the file."""
 
+import contextlib
+import gzip
 import json
 import os
 import re
+import socket
 import stat
 import subprocess
 import sys
+import threading
 
 import click
 import pytest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "support"))
+import volumes
 from scrapes import EARLIER, LATER, MODEL, read
 
 from warmer import freedoms
+from warmer.cli import tune as verb
 from warmer.cli.tune import command
 from warmer.errors import SourceError, UsageError
-from warmer.tune import fetch, replace
+from warmer.tune import fetch
 
 BOTH = ("--metrics", EARLIER, "--metrics", LATER)
 SEQS = ("--", "--max-num-seqs", "64")
@@ -61,14 +67,14 @@ def test_two_scrapes_of_a_real_server_become_sizes_that_cover_and_pad_little(tun
 
 def test_the_screen_says_what_the_metric_is_what_is_risked_and_what_is_built_anew(tune):
     screen = tune(*BOTH, *SEQS)
-    assert "which steps only decode it" in screen
+    assert "which steps only decode it" in " ".join(screen.split())
     assert re.search(
         r"^risk +A step of more than 64 tokens runs without a CUDA graph", screen, re.MULTILINE
     )
     assert re.search(r"^key +Sizes are part of the compile key", screen, re.MULTILINE)
     assert re.search(r"^--cudagraph-capture-sizes( \d+)+$", screen, re.MULTILINE)
-    assert "assumed: 51 sizes took 5 s and 0.98 GiB" in screen
-    assert max(map(len, screen.splitlines())) <= 100
+    assert "assumed: 51 sizes took 5 s and 0.98 GiB" in " ".join(screen.split())
+    assert max(map(len, screen.splitlines())) <= 80
 
 
 def test_sizes_are_a_factor_of_the_compile_key():
@@ -238,13 +244,36 @@ def test_prefill_reads_what_write_wrote(tune, tmp_path):
     assert done.returncode == 4, done.stderr  # the options are right; the model is not there
 
 
-def test_a_file_that_changes_meanwhile_is_not_overwritten(tmp_path):
+def test_a_file_that_changes_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
     path = config(tmp_path)
-    with pytest.raises(UsageError) as caught:
-        replace.replace(str(path), before=b"what was read before\n", after=b"new\n")
-    assert caught.value.reason == "config-changed"
-    assert path.read_text().startswith("serve-args")
+    look = verb._look
+
+    def slowly(values):
+        path.write_text("serve-args: []  # of somebody else\n")
+        return look(values)
+
+    monkeypatch.setattr(verb, "_look", slowly)
+    fails(UsageError, "config-changed", *BOTH, "--config", path, "--write")
+    assert path.read_text().endswith("# of somebody else\n")
     assert os.listdir(tmp_path) == ["warmer.yaml"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_file_that_is_mounted_by_itself_is_refused_with_what_to_do(tmp_path):
+    path = config(tmp_path)
+    before = path.read_text()
+    with volumes.tmpfs(str(tmp_path / "disk"), "size=64k"):
+        mounted = tmp_path / "disk" / "warmer.yaml"
+        mounted.touch()
+        subprocess.run(["mount", "--bind", str(path), str(mounted)], check=True)
+        try:
+            failure = fails(UsageError, "bad-config", *BOTH, "--config", mounted, "--write")
+            assert os.listdir(tmp_path / "disk") == ["warmer.yaml"]
+        finally:
+            subprocess.run(["umount", str(mounted)], check=True)
+    assert "busy" in failure.message
+    assert "ConfigMap" in failure.hint
+    assert path.read_text() == before
 
 
 @pytest.mark.parametrize(
@@ -364,10 +393,32 @@ def test_an_answer_that_is_too_long_is_not_read_to_its_end(web):
     fails(SourceError, "too-large", "--metrics", web.url)
 
 
-def test_a_server_that_trickles_is_not_waited_for(web, monkeypatch):
-    monkeypatch.setattr(fetch, "_WHOLE", -1.0)
-    web.body = b"#"
-    fails(SourceError, "too-slow", "--metrics", web.url)
+@pytest.mark.parametrize("length", ["Content-Length: 100000", "Connection: close"])
+def test_a_server_that_trickles_is_not_waited_for(monkeypatch, length):
+    monkeypatch.setattr(fetch, "_WHOLE", 0.5)
+    gone = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def trickle():
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(1 << 16)
+                connection.sendall(f"HTTP/1.1 200 OK\r\n{length}\r\n\r\n".encode())
+                while not gone.wait(0.02):
+                    connection.sendall(b"#")
+
+        server = threading.Thread(target=trickle)
+        server.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        fails(SourceError, "too-slow", "--metrics", url)
+        gone.set()
+        server.join()
+
+
+def test_an_answer_that_is_packed_though_nobody_asked_is_read(tune, web):
+    web.body = gzip.compress(read(LATER).encode())
+    web.headers = {"Content-Encoding": "gzip"}
+    assert tune("--metrics", web.url, *SEQS) == tune("--metrics", LATER, *SEQS)
 
 
 def test_an_answer_that_is_no_metrics_is_the_servers_mistake(web):
@@ -400,3 +451,26 @@ def test_the_exit_status_says_whose_mistake_it_is(web):
         done = subprocess.run(argv, capture_output=True, text=True)
         assert done.returncode == code
         assert json.loads(done.stdout)["error"]["code"] == code
+
+
+def test_a_scrape_that_was_packed_or_redirected_by_powershell_is_read(tune, tmp_path):
+    with open(LATER, "rb") as f:
+        text = f.read()
+    packed, wide = tmp_path / "later.gz", tmp_path / "later.txt"
+    packed.write_bytes(gzip.compress(text))
+    wide.write_text(text.decode(), encoding="utf-16")
+    plain = tune("--metrics", LATER, *SEQS)
+    assert tune("--metrics", packed, *SEQS) == plain
+    assert tune("--metrics", wide, *SEQS) == plain
+    packed.write_bytes(gzip.compress(text)[:-100])
+    assert "cut" in fails(UsageError, "metrics-unreadable", "--metrics", packed).message
+    packed.write_bytes(gzip.compress(b"#" * (fetch.SCRAPE + 1)))
+    fails(UsageError, "too-large", "--metrics", packed)
+
+
+def test_a_server_that_was_restarted_is_said_so_in_a_sentence(tmp_path):
+    text = read(LATER)
+    anew = tmp_path / "anew.txt"
+    anew.write_text(re.sub(r"(iteration_tokens_total_bucket\{.*\}) .*", r"\1 1.0", text))
+    message = fails(UsageError, "bad-metrics", "--metrics", LATER, "--metrics", anew).message
+    assert "between two scrapes (the server was restarted) from" in message

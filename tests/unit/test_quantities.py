@@ -86,10 +86,20 @@ def test_what_is_shown_is_read_as_about_the_same(size):
         ("100mbps", 1.25e7),
         ("8b/s", 1),
         ("8B/s", 8),
+        ("10GBps", 1e10),
+        ("10 MBps", 1e7),
+        ("1GiBps", 2**30),
     ],
 )
 def test_a_rate_is_read_in_bytes_or_in_bits(text, rate):
     assert parse_rate(text, "--network") == rate
+
+
+@pytest.mark.parametrize("text", ["10Gb", "10gb", "10Gib/s", "10Gibps", "1.5 Mb"])
+def test_a_rate_that_may_be_of_bits_or_of_bytes_is_asked_again(text):
+    with pytest.raises(UsageError, match="expected bits or bytes") as caught:
+        parse_rate(text, "--network")
+    assert caught.value.hint == "as 10Gbit/s or 10GB/s"
 
 
 @pytest.mark.parametrize("text", ["", "fast", "0", "0Gbps", "-1MB/s", "1GB/h", "1GiBit/s", "nan"])

@@ -108,17 +108,19 @@ def _for(chosen: Strategy, ways: Sequence[Strategy], case: Case) -> list[str]:
     """Say what speaks for the choice, and for what was not chosen."""
     starts = case.starts.value
     fit = sorted((way for way in ways if not way.against), key=lambda way: cost(way, case))
-    told = [f"it costs least, ${cost(chosen, case):.2f} a month with the GPUs that wait."]
+    told = [f"it costs least, ${cost(chosen, case):,.2f} a month with the GPUs that wait."]
     if len(fit) > 1:
-        told[0] = told[0][:-1] + f"; next is {fit[1].title} with ${cost(fit[1], case):.2f}."
+        told[0] = told[0][:-1] + f"; next is {fit[1].title} with ${cost(fit[1], case):,.2f}."
     fastest = min(fit, key=lambda way: way.seconds)
     if fastest is not chosen and fastest.seconds < chosen.seconds:
-        hour = worth(fastest, chosen, starts) or 0.0
-        saved = chosen.seconds - fastest.seconds
-        told.append(
-            f"{fastest.title} starts {saved:.1f} s sooner; that pays where an hour of waiting "
-            f"is worth more than ${hour:.2f}."
+        hour = worth(fastest, chosen, starts)
+        saved = f"{fastest.title} starts {chosen.seconds - fastest.seconds:,.1f} s sooner"
+        pays = (
+            ""
+            if hour is None
+            else f"; that pays where an hour of waiting is worth more than ${hour:,.2f}"
         )
+        told.append(f"{saved}{pays}.")
     elif fastest is chosen and len(fit) > 1:
         told.append("it is the fastest too.")
     return told

@@ -160,7 +160,7 @@ def _image(case: Case) -> Strategy:
     kept = case.weights.value / GB * price + case.kernels.value / GB * case.price_bucket.value
     return Strategy(
         "image",
-        "in the image, --remote kernels",
+        "image, --remote kernels",
         _mixed(case.weights.value, case.node_hits.value, rates, "image"),
         _over(case.kernels.value, case.network.value, "network"),
         Sum(kept, f"{_gb(case.weights.value)} × {_money(price)}/GB-month, and the kernels' bucket"),  # noqa: RUF001 - as above
@@ -174,7 +174,7 @@ def _judged(one: Strategy, needs: Needs) -> Strategy:
     if needs.without_source and one.name in ("download", "remote", "node"):
         against = "a start needs the hub or the bucket, which may be away"
     elif needs.seconds is not None and one.seconds > needs.seconds:
-        against = f"{one.seconds:.1f} s is more than the {needs.seconds:.1f} s allowed"
+        against = f"{one.seconds:,.1f} s is more than the {needs.seconds:,.1f} s allowed"
     if not against:
         return one
     return Strategy(

@@ -10,9 +10,10 @@ import click
 
 from warmer import settings, urls
 from warmer.cli import config_file, logs
-from warmer.cli.options import Finite, option
+from warmer.cli.finite import Finite
+from warmer.cli.options import option
 from warmer.errors import EXIT_OK, UsageError
-from warmer.quantities import parse_rate, parse_size
+from warmer.quantities import parse_rate, parse_size, show_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,12 +23,18 @@ if TYPE_CHECKING:
 
 _SAMPLE: Final = "256M"
 _ZONES: Final = 3
+_DEAREST: Final = 1_000_000
+_LONGEST: Final = 1_000_000
+_OFTEN: Final = 1_000_000_000
+_SIZES: Final = (10**6, 10**15)
+_SPEEDS: Final = (1e4, 1e13)
+"""Beyond these a unit was forgotten, or the numbers say nothing any more."""
 _RATES: Final = ("network", "volume_bandwidth", "disk_bandwidth", "image_bandwidth")
 _PRICES: Final = ("storage", "transfer", "download", "bucket", "registry", "pull", "gpu")
 
 
 def _price(name: str, per: str) -> Callable[[Any], Any]:
-    return option(f"--price-{name}", type=Finite(min=0), metavar="DOLLARS", help=per)
+    return option(f"--price-{name}", type=Finite(min=0, max=_DEAREST), metavar="DOLLARS", help=per)
 
 
 def _rate(name: str, what: str) -> Callable[[Any], Any]:
@@ -66,13 +73,13 @@ Exit status:
 @option("--kernels", metavar="SIZE", help="Bytes of its kernel caches.")
 @option(
     "--build",
-    type=Finite(min=0),
+    type=Finite(min=0, max=_LONGEST),
     metavar="SECONDS",
     help="How much longer a start takes that builds its kernels.",
 )
 @option(
     "--starts",
-    type=Finite(min=0),
+    type=Finite(min=0, max=_OFTEN),
     required=True,
     metavar="NUMBER",
     help="Starts of pods in a month.",
@@ -176,9 +183,13 @@ def _case(values: Mapping[str, Any]) -> Case:
     for name in _RATES:
         if values[name] is not None:
             flag = f"--{name.replace('_', '-')}"
-            figures[name] = Figure(parse_rate(values[name], flag), GIVEN)
+            rate = parse_rate(values[name], flag)
+            figures[name] = Figure(_within(rate, _SPEEDS, flag, values[name]), GIVEN)
     if values["kernels"] is not None:
-        figures["kernels"] = Figure(float(parse_size(values["kernels"], "--kernels")), GIVEN)
+        held = float(parse_size(values["kernels"], "--kernels"))
+        figures["kernels"] = Figure(
+            _within(held, (0, _SIZES[1]), "--kernels", values["kernels"]), GIVEN
+        )
     plain = {f"price_{name}": values[f"price_{name}"] for name in _PRICES}
     plain |= {"build": values["build"]}
     if values["node_hits"] is not None:
@@ -213,6 +224,8 @@ def _reality(
             reason="usage",
             hint="as --size 16GB, or --model org/name",
         )
+    if size is not None:
+        _within(size, _SIZES, "--size", values["size"])
     timed: dict[str, Figure] = {}
     sample = _sample(values) if values["measure"] else 0
     if values["model"] is not None and (size is None or sample):
@@ -233,6 +246,25 @@ def _reality(
         _, read = measure.volume(root, sample)
         timed["volume_bandwidth"] = _timed(read, figures["volume_bandwidth"])
     return weights, timed
+
+
+def _within(value: float, bounds: tuple[float, float], flag: str, text: str) -> float:
+    """Insist on a figure that can be one: `16` for sixteen gigabytes is sixteen bytes.
+
+    Raises:
+        UsageError: it is out of bounds.
+    """
+    low, high = (show_bytes(bound) for bound in bounds)
+    if bounds[0] <= value <= bounds[1]:
+        return value
+    speed = "/s" if bounds is _SPEEDS else ""
+    raise UsageError(
+        f"got {flag} {text!r}, {show_bytes(value)}{speed}, expected {low}{speed} to {high}{speed}",
+        reason="bad-value",
+        hint="is its unit missing? as 500MB/s or 10Gbit/s"
+        if speed
+        else "is its unit missing? as 16GB",
+    )
 
 
 def _sample(values: Mapping[str, Any]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -50,19 +49,6 @@ def filling(function: _F) -> _F:
     for add in reversed(_FILLING):
         function = add(function)
     return function
-
-
-class Finite(click.FloatRange):
-    """A number within a range, and none of ``inf`` and ``nan``, which no range keeps out."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Read it; anything else is a mistake of the user's."""
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is no finite number.", param, ctx)
-        return number
 
 
 def variable(name: str) -> str:

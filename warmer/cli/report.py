@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import json as jsonlib
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from warmer import regular, settings
-from warmer.cli import leave_at_signals, logs, writing
+from warmer import wholefile
+from warmer.cli import leave_at_signals, logs, saved
 from warmer.cli.options import option
-from warmer.errors import BusyError, TerminatedError, UsageError
-from warmer.layout import WarmDir
-from warmer.report import handed, log, page, spans, table, values
+from warmer.errors import BusyError, TerminatedError, UsageError, VolumeError, volume_error
+from warmer.report import page, spans, table, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,12 +23,6 @@ if TYPE_CHECKING:
     from warmer.report.spans import Span
 
 _WAIT = 3600.0
-_RECORDED = '{"resourceSpans"'
-"""Begins a file of spans, and no log."""
-_HINT = (
-    "give the file that holds the output of `vllm serve`, from process start to ready, or spans "
-    "that --record wrote"
-)
 
 
 @click.command(
@@ -102,16 +94,16 @@ def command(
     but know nothing of Python's imports, of the HTTP server, and of what the cache did.
     """
     _insist(start, otlp, record, html, json=json)
-    cold = None if baseline is None else _read(baseline)
-    warm = _listened(otlp, record, wait) if otlp is not None else _read(start or "")
+    cold = None if baseline is None else saved.read(baseline)
+    warm = _listened(otlp, record, wait) if otlp is not None else saved.read(start or "")
     if warm_dir is not None:
-        warm = _explained(warm, warm_dir)
+        warm = saved.explained(warm, warm_dir)
     if html is not None:
         drawn = page.page_of_one(warm) if cold is None else page.page(table.compare(cold, warm))
         if html == "-":
             click.echo(drawn, nl=False)
             return
-        writing.write(html, drawn)
+        _write(html, drawn, "--html")
     if json:
         answer = (
             values.start_as_json(warm)
@@ -144,51 +136,39 @@ def _insist(
         raise UsageError(wrong, reason="usage", hint="warmer report --help")
     for flag, path in (("--record", record), ("--html", html)):
         if path is not None and path != "-":
-            writing.require_place(path, flag)
+            _require_place(path, flag)
 
 
-def _read(path: str) -> StartLog:
-    """Read the log, or the recorded spans, at `path`.
+def _require_place(path: str, flag: str) -> None:
+    """Insist on the directory of a file that will be written later.
 
     Raises:
-        UsageError: it cannot be read, or says nothing of a vLLM start.
+        UsageError: it is not there, or `path` is itself a directory.
     """
-    try:
-        with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
-            head = next(file, "")  # it may be a pipe, which cannot be read twice
-            if head.lstrip().startswith(_RECORDED):
-                start = _recorded(path, head + file.read())
-            else:
-                start = log.parse(itertools.chain([head], file))
-    except OSError as exc:
+    directory = os.path.dirname(path) or "."
+    if not path or os.path.isdir(path) or not os.path.isdir(directory):
         raise UsageError(
-            f"got {path}: {exc.strerror}, expected the log of a vLLM start",
-            reason="log-unreadable",
-            hint=_HINT,
-        ) from exc
-    if not start.recognised:
-        raise UsageError(
-            f"got {path}: {'empty' if not head else 'no line of a vLLM start'}, "
-            "expected the log of a vLLM start",
-            reason="log-empty" if not head else "log-foreign",
-            hint=_HINT,
+            f"got {flag} {path or '(empty)'}, expected a file in a directory that exists",
+            reason="no-such-directory",
+            hint="make the directory first",
         )
-    return start
 
 
-def _recorded(path: str, text: str) -> StartLog:
-    """Read spans that --record, or a Collector, wrote.
+def _write(path: str, text: str, flag: str) -> None:
+    """Put a text where the user said.
 
     Raises:
-        UsageError: they are broken.
+        VolumeError: it cannot be written.
     """
-    from warmer.report import otlp as wire  # noqa: PLC0415 - 0.1 s of protobuf, not paid by logs
-
     try:
-        return spans.read(wire.recorded(text))
-    except wire.BodyError as exc:
-        raise UsageError(
-            f"got {path}: {exc}, expected recorded spans", reason="spans-broken", hint=_HINT
+        wholefile.put(path, text.encode())
+    except OSError as exc:
+        raise VolumeError(
+            f"got {flag} {path}: {exc.strerror or exc}, expected a file that can be written",
+            reason=volume_error(exc, path).reason,
+            hint="name a file where there is room and write access, or - for stdout"
+            if flag == "--html"
+            else "name a file where there is room and write access",
         ) from exc
 
 
@@ -235,33 +215,4 @@ def _wait(
 def _record(path: str, came: list[Span]) -> None:
     from warmer.report import otlp as wire  # noqa: PLC0415 - as above
 
-    writing.write(path, wire.recording(came))
-
-
-def _explained(start: StartLog, warm_dir: str) -> StartLog:
-    """Add what the handoff in `warm_dir` knows; without one, the log alone has to do.
-
-    Raises:
-        UsageError: there is something that is no handoff.
-    """
-    path = os.path.join(
-        WarmDir(settings.parse_directory(warm_dir, "--warm-dir")).handoff, "handoff.json"
-    )
-    try:
-        handoff: Any = jsonlib.loads(regular.read(path))
-    except FileNotFoundError:
-        return start
-    except (OSError, ValueError, RecursionError) as exc:  # broken JSON, an odd file: ValueErrors
-        raise UsageError(
-            f"got {path}: {exc}, expected what warmer prefill wrote",
-            reason="handoff-unreadable",
-            hint="leave --warm-dir out, or run `warmer prefill` again",
-        ) from exc
-    if not isinstance(handoff, dict):
-        return start
-    crashed = handoff.get("crashed")
-    return handed.explained(
-        start,
-        handoff,
-        crashed=isinstance(crashed, str) and bool(crashed) and os.path.exists(crashed),
-    )
+    _write(path, wire.recording(came), "--record")

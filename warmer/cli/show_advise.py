@@ -12,14 +12,20 @@ from warmer.quantities import show_bytes
 from warmer.secrecy import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from warmer.advise.advice import Advice, Comparison
     from warmer.advise.case import Case
     from warmer.advise.strategies import Strategy
 
 SCHEMA_VERSION: Final = 1
-_WIDE: Final = 90
-_TITLE: Final = 33
-_WHERE: Final = "pays where an hour of waiting costs"
+_WIDE: Final = 80
+"""Columns of a terminal; only what are long numbers goes beyond."""
+_TITLE: Final = 29
+_HEADS: Final = ("weights", "kernels", "stored", "moved", "bill", "waiting", "all")
+_TIMES: Final = 2
+"""How many of them are seconds; the others are dollars."""
+_WHERE: Final = "pays if an hour of waiting costs"
 
 _NAMES: Final = {
     "weights": "weights",
@@ -44,13 +50,15 @@ _NAMES: Final = {
 def screen(case: Case, advice: Advice, *, explain: bool) -> str:
     """Write advice for people."""
     lines = _rests_on(case)
-    lines += ["", f"{'':<{_TITLE}}    seconds a start      dollars a month"]
-    heads = ("weights", "kernels", "stored", "moved", "bill", "waiting", "all")
-    lines.append(f"{'':<{_TITLE}}" + "".join(f"{head:>8}" for head in heads))
-    for way in advice.ways:
-        lines.append(_row(way, case, chosen=way is advice.recommended))
+    cells = [_cells(way, case) for way in advice.ways]
+    widths = [max(map(len, column)) + 1 for column in zip(_HEADS, *cells, strict=True)]
+    widths[_TIMES] += 2
+    lines += ["", *_heads(widths)]
+    for way, row in zip(advice.ways, cells, strict=True):
+        mark = ">" if way is advice.recommended else "x" if way.against else " "
+        lines.append(_row(f"{mark} {way.title}", row, widths))
         lines += _formulas(way, case) if explain else []
-    lines += ["", f"{'the shared volume, beside':<{_TITLE}}{'costs less':>20}{_WHERE:>37}"]
+    lines += ["", f"{'the shared volume, beside':<{_TITLE}}{'costs less':>18}{_WHERE:>33}"]
     lines += [_compared(one) for one in advice.comparisons]
     title = "none of these" if advice.recommended is None else advice.recommended.title
     lines += ["", f"recommended: {title}"]
@@ -128,9 +136,9 @@ def _value(name: str, value: float) -> str:
     if name in ("weights", "kernels"):
         return show_bytes(value)
     if name.startswith("price"):
-        return f"${value:.3f}"
+        return f"${value:,.3f}"
     if name == "starts":
-        return f"{value:g}"
+        return f"{value:,.15g}"
     if name == "build":
         return f"{value:.1f} s"
     if name == "node_hits":
@@ -138,15 +146,24 @@ def _value(name: str, value: float) -> str:
     return f"{value / 1e6:,.0f} MB/s"
 
 
-def _row(way: Strategy, case: Case, *, chosen: bool) -> str:
+def _cells(way: Strategy, case: Case) -> tuple[str, ...]:
     starts = case.starts.value
-    mark = ">" if chosen else "x" if way.against else " "
-    numbers = (
-        f"{way.weights.value:8.1f}{way.kernels.value:8.1f}",
-        f"{way.storage.value:8.2f}{starts * way.transfer.value:8.2f}{way.bill(starts):8.2f}",
-        f"{way.waiting(starts, case.price_gpu.value):8.2f}{judging.cost(way, case):8.2f}",
-    )
-    return f"{mark} {way.title:<{_TITLE - 2}}" + "".join(numbers)
+    moved, waiting = starts * way.transfer.value, way.waiting(starts, case.price_gpu.value)
+    seconds = (way.weights.value, way.kernels.value)
+    dollars = (way.storage.value, moved, way.bill(starts), waiting, judging.cost(way, case))
+    return (*(f"{one:,.1f}" for one in seconds), *(f"{one:,.2f}" for one in dollars))
+
+
+def _heads(widths: Sequence[int]) -> tuple[str, str]:
+    """Two lines: what is counted, above the columns that count it, and their names."""
+    times, sums = sum(widths[:_TIMES]), sum(widths[_TIMES:])
+    above = f"{'seconds a start':>{times}}{'dollars a month':>{sums}}"
+    return f"{'':<{_TITLE}}{above}", _row("", _HEADS, widths)
+
+
+def _row(title: str, cells: Sequence[str], widths: Sequence[int]) -> str:
+    row = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+    return f"{title:<{_TITLE}}" + "".join(row)
 
 
 def _formulas(way: Strategy, case: Case) -> list[str]:
@@ -156,7 +173,7 @@ def _formulas(way: Strategy, case: Case) -> list[str]:
         "kernels": way.kernels.formula,
         "stored": way.storage.formula,
         "moved": f"{starts:g} starts × {way.transfer.formula}",  # noqa: RUF001 - a sign people read
-        "waiting": f"{starts:g} starts × {way.seconds:.1f} s × ${hour:.2f}/hour",  # noqa: RUF001 - as above
+        "waiting": f"{starts:g} starts × {way.seconds:,.1f} s × ${hour:.2f}/hour",  # noqa: RUF001 - as above
     }
     return [line for name, text in told.items() for line in _said(f"    {name:<9}", text)]
 
@@ -170,7 +187,7 @@ def _compared(one: Comparison) -> str:
     hour = "it saves none" if one.gpu_hour is None else "anything"
     if one.gpu_hour:
         hour = f"more than ${one.gpu_hour:,.2f}"
-    return f"  {one.other.title:<{_TITLE - 2}}{often:>20}{hour:>37}"
+    return f"  {one.other.title:<{_TITLE - 2}}{often:>18}{hour:>33}"
 
 
 def _said(first: str, text: str) -> list[str]:

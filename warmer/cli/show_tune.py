@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from warmer.tune.sizes import Fit
 
 SCHEMA_VERSION: Final = 1
-_WIDE: Final = 88
+_WIDE: Final = 80
 _NAME: Final = 10
 
 _MEANING: Final = {

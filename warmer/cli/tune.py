@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from warmer import argv
+from warmer import argv, regular, textfile, wholefile
 from warmer.cli import logs
-from warmer.cli.options import Finite, option
+from warmer.cli.finite import Finite
+from warmer.cli.options import option
 from warmer.errors import EXIT_OK, UsageError
 from warmer.quantities import parse_duration
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from warmer.tune.proposal import Seen
 
 _T = TypeVar("_T")
-_LOG_BYTES: Final = 64 << 20
+_LOG: Final = 512 << 20
 """Characters of a log that are looked at."""
 _LONGEST: Final = 10 * 366 * 86400.0
 
@@ -111,9 +112,9 @@ def command(
             "got --write without --config, expected both", reason="usage", hint="name the file"
         )
     from warmer.cli import show_tune  # noqa: PLC0415 - help does without
-    from warmer.tune import proposal, replace, rewrite  # noqa: PLC0415 - as above
+    from warmer.tune import proposal, rewrite  # noqa: PLC0415 - as above
 
-    before = None if config is None else replace.read(config)
+    before = None if config is None else _held(config)
     words = serve_args
     if config is not None and before is not None and not words:
         words = tuple(_edit(config, rewrite.words, before))
@@ -132,7 +133,7 @@ def command(
         after = _edit(config, lambda text: rewrite.rewrite(text, sizes), before).encode()
         change = show_tune.change(config, before, after)
         if write and after != before:
-            replace.replace(config, before=before, after=after)
+            _replace(config, before, after)
     if json:
         click.echo(dumps(show_tune.as_json(found, change=change, written=write), indent=1))
     else:
@@ -181,8 +182,7 @@ def _price(path: str | None) -> Price:
     if path is None:
         return capture.ASSUMED
     try:
-        with open(path, encoding="utf-8", errors="replace") as f:
-            price = capture.from_log(f.read(_LOG_BYTES).split("\n"))
+        price = capture.from_log(textfile.lines(path, _LOG))
     except OSError as exc:
         raise UsageError(
             f"got --log {path}: {exc.strerror}, expected the log of a vLLM start",
@@ -196,6 +196,46 @@ def _price(path: str | None) -> Price:
             hint="it has a bar `Capturing CUDA graphs` and the line `Graph capturing finished`",
         )
     return price
+
+
+def _held(path: str) -> bytes:
+    """Read the configuration file.
+
+    Raises:
+        UsageError: it cannot be read, or is no file of that kind.
+    """
+    try:
+        return wholefile.read(path)
+    except (OSError, regular.OddFileError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else exc
+        raise UsageError(
+            f"got --config {path}: {why}, expected a YAML file",
+            reason="bad-config",
+            hint="name the file that `warmer prefill --config` reads",
+        ) from exc
+
+
+def _replace(path: str, before: bytes, after: bytes) -> None:
+    """Put the edited text into the configuration file.
+
+    Raises:
+        UsageError: it was changed meanwhile, or cannot be written.
+    """
+    try:
+        wholefile.put(path, after, before=before)
+    except (wholefile.ChangedError, regular.OddFileError) as exc:
+        raise UsageError(
+            f"got --config {path} changed while it was edited, expected it to stay still",
+            reason="config-changed",
+            hint="run again",
+        ) from exc
+    except OSError as exc:
+        raise UsageError(
+            f"got --config {path}, which cannot be written ({exc.strerror}), expected a writable file",
+            reason="bad-config",
+            hint="a ConfigMap or a file mounted by itself is changed at its source: put the sizes there "
+            "by hand, or run it on that file",
+        ) from exc
 
 
 def _edit(path: str, work: Callable[[str], _T], body: bytes) -> _T:

@@ -130,7 +130,8 @@ def run(
         timeout: seconds for all of them.
 
     Returns:
-        `device`, `seconds` and `left_out` as a `Trial` has them.
+        `device`, `seconds` and `left_out` as a `Trial` has them; `stayed`, those of the left out
+        that were not tried because the page cache kept the files.
 
     Raises:
         EngineError: vLLM could not be imported, or it took too long.
@@ -156,7 +157,7 @@ def run(
         raise _failed(f"status {python.returncode}", said)
     try:
         answer = json.loads(said[-1])
-        return {name: answer[name] for name in ("device", "seconds", "left_out")}
+        return {name: answer[name] for name in ("device", "seconds", "left_out", "stayed")}
     except (ValueError, TypeError, KeyError, IndexError) as exc:
         raise _failed("no answer", said) from exc
 

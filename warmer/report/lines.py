@@ -158,3 +158,8 @@ LINES: Final = (
     _line("ready", r"Application startup complete\.", "uvicorn: lifespan/on.py"),
 )
 """In the order a start prints them; the first match wins."""
+
+ANY: Final = re.compile(
+    "|".join(re.sub(r"\(\?P<\w+>", "(?:", line.regex.pattern) for line in LINES)
+)
+"""Whether a message is any of them: one look, where days of serving follow a start."""

@@ -8,14 +8,13 @@ what no line tells about is in no phase.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
+from warmer.report import events as messages
 from warmer.report.clock import Timer
 from warmer.report.intervals import covered
-from warmer.report.lines import HEAD, LINES
 from warmer.report.phases import PHASES
 from warmer.report.ranks import Rank, agreed, named
 from warmer.report.verdict import Said, judge
@@ -24,10 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from warmer.report.clock import Clock
+    from warmer.report.events import Event
     from warmer.report.verdict import Cache
-
-_ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
-_SUPERVISOR: Final = re.compile(r"\[\+(\d{1,9}(?:\.\d+)?)\] ?")
 
 _SETTLED: Final = frozenset({"loaded", "compiled", "compiled_and_run"})
 _OF_A_RANK: Final[tuple[str, ...]] = (
@@ -59,6 +56,7 @@ class StartLog:
         built: what was made, and why where the log says it; a clause each.
         failed: the span in which the start failed, where spans say so; else empty.
         ranks: what each rank says of itself, where there are several.
+        notes: what else of the log is left out, or not to be trusted; a clause each.
     """
 
     vllm_version: str | None
@@ -71,6 +69,7 @@ class StartLog:
     built: tuple[str, ...] = ()
     failed: str = ""
     ranks: tuple[Rank, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def recognised(self) -> bool:
@@ -78,34 +77,19 @@ class StartLog:
         return self.vllm_version is not None or bool(self.phases)
 
 
-class _Event(NamedTuple):
-    """One message: which, from which process, when, and what it says.
-
-    A worker changes its name while it starts, so a process is its pid; empty when not given.
-    """
-
-    mark: str
-    pid: str
-    at: float
-    took: float
-    version: str | None
-    text: str
-    name: str = ""
-    rank: int | None = None
-
-
 def parse(lines: Iterable[str]) -> StartLog:
     """Read a start up to the line that says it is ready.
 
     Args:
         lines: of one start, all ranks together; bytes that are no text, colours and progress bars
-            do no harm.
+            do no harm. Starts that crashed before it, and other pods' lines, are left out.
 
     Returns:
         What could be told; of an empty or a foreign log, nothing.
     """
     timer = Timer()
-    events = list(_events(lines, timer))
+    read = messages.read(lines, timer)
+    events = read.kept
     if not any(event.mark and event.mark != "ready" for event in events):
         timer.kind, events = "none", []  # uvicorn alone is not vLLM
     printed, derived = _printed(events), _derived(events, timer.kind)
@@ -123,14 +107,15 @@ def parse(lines: Iterable[str]) -> StartLog:
         evidence=verdict.evidence,
         built=verdict.built,
         ranks=ranks,
+        notes=read.notes() if events else (),
     )
 
 
-def _said(events: Iterable[_Event]) -> list[Said]:
+def _said(events: Iterable[Event]) -> list[Said]:
     return [Said(e.mark, e.pid, e.took, e.text) for e in events if e.mark]
 
 
-def _ranks(events: list[_Event], clock: Clock) -> Iterator[Rank]:
+def _ranks(events: list[Event], clock: Clock) -> Iterator[Rank]:
     """Read what each process says that tells which of several ranks it is."""
     found = {e.pid: e.rank for e in events if e.rank is not None and e.pid}
     for pid, name in named(found, {e.pid: e.name for e in events if e.name}).items():
@@ -140,40 +125,7 @@ def _ranks(events: list[_Event], clock: Clock) -> Iterator[Rank]:
         yield Rank(name, judge(_said(own)).cache, phases)
 
 
-def _events(lines: Iterable[str], timer: Timer) -> Iterator[_Event]:
-    """Every message with a logger's head, through the first that says ready."""
-    for line in lines:
-        text = _ANSI.sub("", line).rstrip("\r\n")
-        if ours := _SUPERVISOR.match(text):
-            timer.process(float(ours[1]))
-            text = text[ours.end() :]
-        for piece in text.split("\r"):  # a progress bar rewrites its line, and a message may follow
-            head = HEAD.search(piece)
-            if head is None:
-                continue
-            if clock := head["vllm"] or head["flashinfer"]:
-                timer.stamp(clock, head["ms"] or "0")
-            event = _event(head, timer.now)
-            yield event
-            if event.mark == "ready":
-                return
-
-
-def _event(head: re.Match[str], at: float) -> _Event:
-    """Name one message; an unknown one is ``api`` when the API server says it, else empty."""
-    pid = head["pid"] or head["inner_pid"] or ""
-    name = head["name"] or head["inner_name"] or ""
-    for line in LINES:
-        if said := line.regex.match(head["message"]):
-            groups = said.groupdict()
-            took, version = float(groups.get("s") or 0), groups.get("version")
-            several = int(groups.get("world") or 0) > 1
-            rank = int(groups["rank"]) if several else None
-            return _Event(line.mark, pid, at, took, version, head[0], name, rank)
-    return _Event("api" if name.startswith("APIServer") else "", pid, at, 0.0, None, head[0], name)
-
-
-def _sums(events: list[_Event], *marks: str) -> dict[str, float]:
+def _sums(events: list[Event], *marks: str) -> dict[str, float]:
     """Printed seconds by process: in one process they follow each other, ranks go side by side."""
     sums: defaultdict[str, float] = defaultdict(float)
     for event in events:
@@ -182,7 +134,7 @@ def _sums(events: list[_Event], *marks: str) -> dict[str, float]:
     return sums
 
 
-def _printed(events: list[_Event]) -> dict[str, float]:
+def _printed(events: list[Event]) -> dict[str, float]:
     """The phases whose seconds vLLM prints."""
     phases = {}
     for name, mark in (
@@ -205,7 +157,7 @@ def _printed(events: list[_Event]) -> dict[str, float]:
     return phases
 
 
-def _derived(events: list[_Event], clock: Clock) -> dict[str, float]:
+def _derived(events: list[Event], clock: Clock) -> dict[str, float]:
     """The phases that are the time between two lines."""
     first: dict[str, float] = {}
     last: dict[str, float] = {}
@@ -247,7 +199,7 @@ def _rough(printed: Iterable[str], derived: Iterable[str], clock: Clock) -> set[
     return rough | set(derived) if clock == "stamps" else rough
 
 
-def _pairs(events: list[_Event], begin: str, end: str) -> Iterator[tuple[float, float]]:
+def _pairs(events: list[Event], begin: str, end: str) -> Iterator[tuple[float, float]]:
     """Spans from one line to the other in the same process."""
     since: dict[str, float] = {}
     for event in events:
@@ -257,7 +209,7 @@ def _pairs(events: list[_Event], begin: str, end: str) -> Iterator[tuple[float, 
             yield since.pop(event.pid), event.at
 
 
-def _builds(events: list[_Event]) -> Iterator[tuple[float, float]]:
+def _builds(events: list[Event]) -> Iterator[tuple[float, float]]:
     """Spans in which kernels were built or tuned.
 
     A FlashInfer build says only that it begins: it lasts until the process speaks again. After

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from warmer.report.phases import PHASES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from warmer.report.verdict import Cache, Verdict
 
@@ -75,12 +75,16 @@ def without_a_hit(ranks: Sequence[Rank]) -> str:
     return f"rank{'s' * (len(missed) > 1)} {', '.join(missed)}"
 
 
-def clauses(ranks: Iterable[Rank]) -> Iterable[str]:
-    """Say what each rank tells, a clause each."""
+def clauses(ranks: Iterable[Rank], rough: Collection[str] = ()) -> Iterable[str]:
+    """Say what each rank tells, a clause each; phases in `rough` are known to a second."""
     for rank in ranks:
         told = [
-            f"{phase.title} {rank.phases[phase.name]:.2f} s"
+            f"{phase.title} {_seconds(rank.phases[phase.name], rough=phase.name in rough)} s"
             for phase in PHASES
             if phase.name in rank.phases
         ]
         yield f"rank {rank.name}: {'; '.join([f'cache {rank.cache}', *told])}"
+
+
+def _seconds(value: float, *, rough: bool) -> str:
+    return f"~{value:.0f}" if rough else f"{value:.2f}"

@@ -133,7 +133,10 @@ def remarks(comparison: Comparison) -> list[str]:
     vllm = ", ".join(f"{name} {v}" if len(versions) > 1 else v for v, name in versions.items())
     notes = [f"{_named(vllm)}compile cache: cold {cold.cache}, warm {warm.cache}"]
     for name, start in (("cold", cold), ("warm", warm)):
-        notes += [f"{name}: {clause}" for clause in (*start.built, *ranks.clauses(start.ranks))]
+        notes += [
+            f"{name}: {clause}"
+            for clause in (*start.built, *ranks.clauses(start.ranks, start.rough), *start.notes)
+        ]
         if start.total_s is None:
             notes.append(f"the {name} {_end(start)}")
     return notes + list(_roughness(comparison.rows, (cold, warm)))
@@ -142,7 +145,7 @@ def remarks(comparison: Comparison) -> list[str]:
 def remarks_one(start: StartLog) -> list[str]:
     """Say of a single start what `remarks` says of two."""
     notes = [f"{_named(version(start))}compile cache: {start.cache}", *start.built]
-    notes += ranks.clauses(start.ranks)
+    notes += [*ranks.clauses(start.ranks, start.rough), *start.notes]
     if start.total_s is None:
         notes.append(f"the {_end(start)}")
     return notes + list(_roughness(compare(start, start).rows, (start,)))

@@ -52,6 +52,7 @@ def _start(start: StartLog) -> dict[str, Any]:
         "cache": start.cache,
         "evidence": list(start.evidence),
         "built": list(start.built),
+        "notes": list(start.notes),
         "failed": start.failed or None,
         "ranks": [
             {"rank": rank.name, "cache": rank.cache, "phases": dict(rank.phases)}

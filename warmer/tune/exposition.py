@@ -94,7 +94,7 @@ def counted(scrape: Scrape, model: str, *, since: Scrape | None = None) -> Count
         BadMetricsError: they do not belong together, or the server was restarted in between.
     """
     if since is not None and since.started != scrape.started:
-        raise BadMetricsError("two scrapes of different processes: the server was restarted")
+        raise BadMetricsError("two scrapes of different processes (the server was restarted)")
     mine = {labels: h for labels, h in scrape.histograms.items() if _model(labels) == model}
     if since is not None:
         if any(labels not in since.histograms for labels in mine):

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
-from warmer import __version__
+from warmer import __version__, textfile
 from warmer.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -61,11 +61,8 @@ def local(place: str) -> bytes:
     """
     hint = "save what curl prints of the server's /metrics"
     try:
-        if place == "-":
-            body = sys.stdin.buffer.read(SCRAPE + 1)
-        else:
-            with open(place, "rb") as f:
-                body = f.read(SCRAPE + 1)
+        stdin = place == "-"
+        body = sys.stdin.buffer.read(SCRAPE + 1) if stdin else textfile.read(place, SCRAPE)
     except OSError as exc:
         raise UsageError(
             f"got --metrics {place}: {exc.strerror or exc}, expected metrics",
@@ -141,7 +138,9 @@ def _body(answer: requests.Response, url: str, most: int) -> bytes:
         )
     deadline = time.monotonic() + _WHOLE
     body = bytearray()
-    for chunk in answer.iter_content(_CHUNK):
+    # What has come, and not a chunk that is full: a server that drips would never meet the deadline.
+    read = getattr(answer.raw, "read1", answer.raw.read)  # urllib3 has it since 2.2
+    while chunk := read(_CHUNK, decode_content=True):
         body += chunk
         if len(body) > most or time.monotonic() > deadline:
             what = f"more than {most} bytes" if len(body) > most else f"no end in {_WHOLE:.0f} s"

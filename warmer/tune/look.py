@@ -6,6 +6,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from warmer import textfile
 from warmer.errors import SourceError, UsageError
 from warmer.tune import exposition, fetch, observed, prometheus
 from warmer.tune.proposal import Metric, Seen
@@ -110,7 +111,7 @@ def _scrape(place: str) -> exposition.Scrape:
     else:
         body = fetch.local(place)
     with _blaming(place, _SCRAPE_HINT):
-        return exposition.read(body.decode(errors="replace"))
+        return exposition.read(body.decode(textfile.coding(body), errors="replace"))
 
 
 def _one(models: Sequence[str], wanted: str | None) -> str:

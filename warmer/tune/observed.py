@@ -140,7 +140,7 @@ def difference(before: Mapping[float, float], after: Mapping[float, float]) -> d
         raise BadMetricsError("two scrapes with different buckets")
     gone = [bound for bound in after if after[bound] < before[bound]]
     if gone:
-        raise BadMetricsError("counts that fell between the scrapes: the server was restarted")
+        raise BadMetricsError("counts that fell between two scrapes (the server was restarted)")
     return {bound: after[bound] - before[bound] for bound in after}
 
 

@@ -54,13 +54,14 @@ def read(body: bytes) -> tuple[Observed | None, bool, list[str]]:
     if len(kinds) > 1:
         raise BadMetricsError("series with and without the label le")
     if kinds != {True}:
-        values = [value for _, points in series for value in points]
+        # A quotient of an idle engine's is 0/0, which Prometheus writes as NaN: nothing ran.
+        values = [value for _, points in series for value in points if not math.isnan(value)]
         return from_samples(values), False, models
     buckets: dict[float, float] = {}
     for labels, points in series:
         bound = _number(labels["le"])
-        if any(value < 0 for value in points):
-            raise BadMetricsError(f'a count of {min(points):g} in the bucket le="{bound:g}"')
+        if odd := [value for value in points if not value >= 0]:
+            raise BadMetricsError(f'a count of {odd[0]:g} in the bucket le="{bound:g}"')
         buckets[bound] = buckets.get(bound, 0.0) + sum(points)
     return from_buckets(buckets), True, models
 
@@ -80,13 +81,17 @@ def _series(body: bytes) -> list[tuple[Mapping[str, Any], list[float]]]:
         raise BadMetricsError("an answer that is no matrix")
     try:
         return [
-            (dict(one["metric"]), [_number(value) for _, value in one["values"]])
+            (dict(one["metric"]), [_point(value) for _, value in one["values"]])
             for one in data["result"]
         ]
     except BadMetricsError:
         raise
     except (KeyError, TypeError, ValueError) as exc:
         raise BadMetricsError("a series without labels and points") from exc
+
+
+def _point(text: Any) -> float:
+    return math.nan if text == "NaN" else _number(text)
 
 
 def _number(text: Any) -> float:

@@ -111,14 +111,30 @@ def _edited(text: str, span: tuple[int, int], new: Sequence[str | int]) -> str:
     if not items:
         return _with_lines(text, node.value[-1].end_mark.line + 1, 0, lines, newline)
     first, last = items[0].start_mark.line, items[-1].end_mark.line
-    return _with_lines(text, first, last - first + 1, lines, newline)
+    said = _comments(text, items, node.start_mark.column)
+    return _with_lines(text, first, last - first + 1, [*said, *lines], newline)
+
+
+def _comments(text: str, items: Sequence[yaml.Node], indent: int) -> list[str]:
+    """What people wrote between and beside lines that go: each becomes a line of its own."""
+    old = text.splitlines()
+    ends = {item.end_mark.line: item.end_mark.column for item in items}
+    found = []
+    for number in range(items[0].start_mark.line, items[-1].end_mark.line + 1):
+        rest = old[number][ends.get(number, 0) :].strip()
+        if rest.startswith("#"):
+            found.append(f"{' ' * indent}{rest}")
+    return found
 
 
 def _in_a_flow(text: str, node: yaml.SequenceNode, span: tuple[int, int], plain: str) -> str:
     """Edit ``[a, b]``."""
     items = node.value[span[0] : span[1]]
     if items:
-        return text[: items[0].start_mark.index] + plain + text[items[-1].end_mark.index :]
+        begin, end = items[0].start_mark.index, items[-1].end_mark.index
+        if "#" in text[begin:end]:
+            raise NotEditableError("a comment among the sizes of a [list]")
+        return text[:begin] + plain + text[end:]
     if node.value:
         end = node.value[-1].end_mark.index
         return f"{text[:end]}, {plain}{text[end:]}"
@@ -132,6 +148,8 @@ def _lines(new: Sequence[str | int], indent: int) -> list[str]:
 def _with_lines(text: str, at: int, removed: int, lines: Sequence[str], newline: str) -> str:
     """Put lines in before line `at`, in the place of as many as are removed there."""
     old = text.splitlines(keepends=True)
+    if at and old[at - 1].endswith("\n"):
+        newline = "\r\n" if old[at - 1].endswith("\r\n") else "\n"
     if at and at == len(old) and not old[-1].endswith("\n"):
         old[-1] += newline
     return "".join([*old[:at], *(line + newline for line in lines), *old[at + removed :]])

@@ -9,8 +9,7 @@ import pytest
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
 import volumes
 
-from warmer.errors import UsageError
-from warmer.tune.replace import replace
+from warmer import wholefile
 
 OLD, NEW = b"serve-args: []\n", b"serve-args: [--cudagraph-capture-sizes, 1, 8]\n"
 
@@ -25,7 +24,7 @@ def test_who_is_killed_anywhere_leaves_a_whole_file(tmp_path, torn):
         return str(path)
 
     def action(name):
-        replace(name, before=OLD, after=NEW)
+        wholefile.put(name, NEW, before=OLD)
 
     for _, name in volumes.kill_points(action, prepare, torn=torn):
         found = path.read_bytes()
@@ -44,7 +43,7 @@ def test_the_owner_and_the_mode_stay(tmp_path):
     if os.geteuid() == 0:
         os.chown(path, 12345, 23456)
     before = path.stat()
-    replace(str(path), before=OLD, after=NEW)
+    wholefile.put(str(path), NEW, before=OLD)
     after = path.stat()
     assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
     assert stat.S_IMODE(after.st_mode) == 0o604
@@ -55,9 +54,8 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     with volumes.tmpfs(str(tmp_path / "disk"), "size=8k"):
         path = tmp_path / "disk" / "warmer.yaml"
         path.write_bytes(OLD)
-        with pytest.raises(UsageError) as caught:
-            replace(str(path), before=OLD, after=NEW + b"#" * 20_000)
-        assert "No space left" in caught.value.message
+        with pytest.raises(OSError, match="No space left"):
+            wholefile.put(str(path), NEW + b"#" * 20_000, before=OLD)
         assert path.read_bytes() == OLD
         assert os.listdir(path.parent) == ["warmer.yaml"]
 
@@ -68,7 +66,39 @@ def test_a_read_only_disk_is_said_so(tmp_path):
         path = tmp_path / "disk" / "warmer.yaml"
         path.write_bytes(OLD)
         volumes.make_read_only(str(tmp_path / "disk"))
-        with pytest.raises(UsageError) as caught:
-            replace(str(path), before=OLD, after=NEW)
-        assert caught.value.reason == "bad-config"
-        assert caught.value.hint
+        with pytest.raises(OSError, match="Read-only"):
+            wholefile.put(str(path), NEW, before=OLD)
+        assert path.read_bytes() == OLD
+
+
+def test_what_was_written_meanwhile_stays(tmp_path):
+    path = tmp_path / "warmer.yaml"
+    path.write_bytes(b"of somebody else")
+    with pytest.raises(wholefile.ChangedError):
+        wholefile.put(str(path), NEW, before=OLD)
+    assert path.read_bytes() == b"of somebody else"
+    assert os.listdir(tmp_path) == ["warmer.yaml"]
+
+
+def test_a_new_file_has_the_mode_that_the_umask_leaves(tmp_path):
+    path = tmp_path / "start.html"
+    before = os.umask(0o027)
+    try:
+        wholefile.put(str(path), NEW)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert path.read_bytes() == NEW
+
+
+def test_a_device_and_a_link_stay_what_they_are(tmp_path):
+    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(target)
+    wholefile.put(str(link), NEW)
+    assert (link.is_symlink(), target.read_bytes()) == (True, NEW)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    wholefile.put(str(pipe), NEW)
+    assert os.read(reader, 99) == NEW
+    os.close(reader)
+    assert pipe.is_fifo()
