@@ -92,7 +92,7 @@ def test_a_push_that_is_drained_slowly_ends_when_its_time_is_over(far, blob, mon
     quick = service._CONFIG.merge(type(service._CONFIG)(read_timeout=1))
     monkeypatch.setattr(service, "_CONFIG", quick)
     # Slow enough to take minutes, fast enough for no send to count as silence.
-    bucket, link = far(up=50_000.0)
+    bucket, _ = far(up=50_000.0)
     bucket.until = time.monotonic() + 1.0
     began = time.monotonic()
     with pytest.raises(SourceError):

@@ -55,10 +55,7 @@ class Service:
         self.trying = trying
         try:
             self.client = boto3.session.Session().client("s3", config=_CONFIG)
-            pace.fit(
-                self.client._endpoint.http_session,  # noqa: SLF001 - tests see that it fits
-                window=pace.SHORT_WINDOW,
-            )
+            pace.fit(self.client, window=pace.SHORT_WINDOW)
         except s3_errors.NO_CREDENTIALS as exc:
             raise s3_errors.translate(exc, str(url)) from exc
         except (failures.BotoCoreError, ValueError) as exc:

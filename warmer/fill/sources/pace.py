@@ -19,16 +19,15 @@ model is large: at its pace, 16 GB would take two months.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import threading
 import time
 import weakref
-from socket import SocketIO
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 FLOOR: Final = 3072
 """Bytes a second below which a connection trickles."""
@@ -39,10 +38,9 @@ WINDOW: Final = 60.0
 SHORT_WINDOW: Final = 15.0
 """The same where another way, to build, is at hand."""
 _now: Final = time.monotonic
-_readinto: Final = SocketIO.readinto
 _SHARE: Final = 8
 """Part of the mean, as 1/n, that a connection which is spared has at least."""
-HINT: Final = "look at the network, the proxy or the firewall on the way there; what arrived is kept: run again"
+HINT: Final = "look at the network, the proxy or the firewall on the way there; run again"
 
 
 class TrickleError(TimeoutError):
@@ -95,14 +93,21 @@ def pools(classes: Mapping[str, type[Any]], *, window: float | None = None) -> d
     }
 
 
-def fit(session: Any, *, window: float | None = None) -> None:
-    """Have botocore's HTTP session end connections that trickle.
+def fit(client: Any, *, window: float | None = None) -> None:
+    """Have a client of boto3 end connections that trickle.
 
     Args:
-        session: a ``URLLib3Session``.
+        client: which.
         window: seconds; `WINDOW` unless given.
     """
-    chosen = pools(session._pool_classes_by_scheme, window=window)  # noqa: SLF001 - see tests
+    # No part of its interface: one that has it elsewhere waits for what trickles (see tests).
+    with contextlib.suppress(AttributeError):
+        fit_session(client._endpoint.http_session, window=window)  # noqa: SLF001 - see above
+
+
+def fit_session(session: Any, *, window: float | None = None) -> None:
+    """Have botocore's ``URLLib3Session`` end connections that trickle; arguments as of `fit`."""
+    chosen = pools(session._pool_classes_by_scheme, window=window)  # noqa: SLF001 - see above
     session._pool_classes_by_scheme = chosen  # noqa: SLF001 - for proxies
     session._manager.pool_classes_by_scheme = chosen  # noqa: SLF001 - without one
 
@@ -131,7 +136,7 @@ class _Socket:
     _open: ClassVar[weakref.WeakSet[_Socket]] = weakref.WeakSet()
     _mutex: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, sock: socket.socket, host: str, window: float) -> None:
+    def __init__(self, sock: Any, host: str, window: float) -> None:
         self._sock = sock
         self._host = host
         self.window = window
@@ -146,10 +151,9 @@ class _Socket:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
-    def makefile(self, _mode: str = "rb", buffering: int = -1) -> io.BufferedIOBase | io.RawIOBase:
+    def makefile(self, mode: str = "rb", buffering: int = -1) -> io.BufferedIOBase | io.RawIOBase:
         """Make a file to read from; http.client makes one for every answer."""
-        raw = _Arrivals(self._sock, self)
-        self._sock._io_refs += 1  # type: ignore[attr-defined]  # noqa: SLF001 - as socket.makefile
+        raw = _Arrivals(self._sock.makefile(mode, 0), self)
         if not buffering:
             return raw
         return io.BufferedReader(raw, io.DEFAULT_BUFFER_SIZE if buffering < 0 else buffering)
@@ -183,20 +187,28 @@ class _Socket:
         return (got + self.got) / max(self.window, waited + self.waited)
 
 
-class _Arrivals(SocketIO):
+class _Arrivals(io.RawIOBase):
     """What arrives of one answer."""
 
-    def __init__(self, sock: socket.socket, counted: _Socket) -> None:
-        super().__init__(sock, "r")
+    def __init__(self, raw: Any, counted: _Socket) -> None:
+        super().__init__()
+        self._raw = raw
+        self._read: Callable[[Any], int | None] = raw.readinto
         self._counted = counted
         self._begun = False
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return int(self._raw.fileno())
 
     def readinto(self, buffer: Any) -> int | None:
         if not self._begun:  # the source thinks before it answers
             self._begun = True
-            return _readinto(self, buffer)
+            return self._read(buffer)
         before = _now()
-        count = _readinto(self, buffer)
+        count = self._read(buffer)
         counted = self._counted
         counted.at = at = _now()
         counted.waited = waited = counted.waited + at - before
@@ -204,3 +216,8 @@ class _Arrivals(SocketIO):
         if waited >= counted.window:
             counted.judge()
         return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()

@@ -91,7 +91,7 @@ class S3:
             self._client = boto3.session.Session(botocore_session=session).client(
                 "s3", config=_CONFIG
             )
-            pace.fit(self._client._endpoint.http_session)  # noqa: SLF001 - tests see that it fits
+            pace.fit(self._client)
             self._bytes = S3Bytes(session, self._client, self._bucket)
         except s3_errors.NO_CREDENTIALS as exc:
             raise s3_errors.translate(exc, f"s3://{model.name}") from exc

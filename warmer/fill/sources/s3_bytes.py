@@ -8,6 +8,7 @@ how to follow, makes the calls from then on; so it does for buckets with signatu
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import TYPE_CHECKING, Any, Final
@@ -123,7 +124,8 @@ class S3Bytes:
             timeout=(config.connect_timeout, config.read_timeout),
             max_pool_connections=config.max_pool_connections,
         )
-        pace.fit(http)
+        with contextlib.suppress(AttributeError):  # as in `pace.fit`
+            pace.fit_session(http)
         return http
 
 
