@@ -82,16 +82,19 @@ class Trickle:
     def _pass(self, source, sink, rate):
         try:
             while not self._closing.is_set():
-                pace = rate()
-                data = source.recv(1 << 16 if pace is None else max(1, int(pace * _TURN)))
+                data = source.recv(1 << 16)
                 if not data:
                     break
-                if pace is not None and self.shared:
-                    with self._link:  # as one wire: who has the turn sends
-                        time.sleep(len(data) / pace)
-                elif pace is not None:
-                    self._closing.wait(len(data) / pace)
-                self._give(sink, data)
+                while data:  # the rate may change at any drop
+                    pace = rate()
+                    drop = len(data) if pace is None else max(1, int(pace * _TURN))
+                    drop, data = data[:drop], data[drop:]
+                    if pace is not None and self.shared:
+                        with self._link:  # as one wire: who has the turn sends
+                            time.sleep(len(drop) / pace)
+                    elif pace is not None and self._closing.wait(len(drop) / pace):
+                        return
+                    self._give(sink, drop)
         finally:
             with suppress(OSError):
                 sink.shutdown(socket.SHUT_WR)
