@@ -64,8 +64,10 @@ def test_a_service_that_trickles_from_the_start_is_no_lock(far):
 
 def test_an_owner_whose_renewals_trickle_is_succeeded_and_publishes_nothing(far):
     bench, lock, link = far
+    before = set(threading.enumerate())  # other tests leave hearts that beat
     grant = bench.take(lock)
-    heart = next(t for t in threading.enumerate() if t.name.startswith("heartbeat"))
+    new = set(threading.enumerate()) - before
+    heart = next(one for one in new if one.name.startswith("heartbeat"))
     link.down = RATE
     near = bench.lock("near", lease=LEASE)
     # Renewals arrive, and only their answers do not: silence begins where no more are sent.

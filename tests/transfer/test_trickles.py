@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import trustme
@@ -157,6 +158,21 @@ def test_a_slow_link_that_all_connections_share_is_never_ended(hub, tmp_path, fe
         one.run()
     assert time.monotonic() - began > 3 * WINDOW, "it was judged several times"
     assert one.source.patience.retries == {}
+
+
+def test_a_small_share_of_a_slow_link_is_spared_while_the_others_bring_theirs(hub):
+    hub.fault(BIG, rate=pace.FLOOR / 2, times=1)
+    hub.fault(BIG, rate=pace.LINK / 2)
+    model, source = of_hub(hub)
+    small, *others = (source.open(model, SourceFile(BIG, SIZE), 0, SIZE) for _ in range(4))
+    with ThreadPoolExecutor() as pool:
+        rest = [pool.submit(pull, other, int(pace.LINK / 2 * 3 * WINDOW)) for other in others]
+        pull(
+            small, int(pace.FLOOR / 2 * 2 * WINDOW)
+        )  # two windows, of which each brings too little
+        for one in rest:
+            one.result()
+    trickles(pull, small, 10 * pace.FLOOR)
 
 
 def test_a_volume_that_is_slow_to_write_takes_nothing_from_the_source(hub, monkeypatch):
