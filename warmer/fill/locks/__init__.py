@@ -25,6 +25,9 @@ LEASE: Final = DEFAULT_LEASE
 BEATS: Final = 3
 """Times an owner rewrites its record within a lease."""
 
+ANSWER: Final = 10.0
+"""Seconds in which a lock's service answers, or does not: a third of a lease."""
+
 
 class LostGrantError(BusyError):
     """The lock was lost; nothing is published under it."""

@@ -22,6 +22,8 @@ from lightkube.core.exceptions import ApiError, ConfigError
 from lightkube.generic_resource import create_namespaced_resource
 
 from warmer.errors import LockError
+from warmer.fill import locks
+from warmer.fill.deadline import within
 from warmer.fill.locks import UnansweredError
 from warmer.fill.locks.lease import ConflictError
 from warmer.fill.locks.record import Owner, as_epoch, as_lease, parse
@@ -74,7 +76,7 @@ class KubernetesRegister:
             LockError: the API failed or refused.
         """
         try:
-            lease = self._client.get(_LEASE, self._name(name))
+            lease = within(locks.ANSWER, self._client.get, _LEASE, self._name(name))
         except Exception as exc:  # noqa: BLE001 - `_failed` raises
             if isinstance(exc, ApiError) and exc.response.status_code == 404:
                 return None
@@ -94,11 +96,11 @@ class KubernetesRegister:
         lease = _lease(self._name(name), self._namespace, owner, acquired)
         try:
             if version is None:
-                written = self._client.create(_LEASE(lease))
+                written = within(locks.ANSWER, self._client.create, _LEASE(lease))
             else:
                 number, uid = version.split()
                 lease["metadata"] |= {"resourceVersion": number, "uid": uid}
-                written = self._client.replace(_LEASE(lease))
+                written = within(locks.ANSWER, self._client.replace, _LEASE(lease))
         except Exception as exc:
             status = exc.response.status_code if isinstance(exc, ApiError) else 0
             # Not found: an update of what was deleted, or a namespace to make it in.

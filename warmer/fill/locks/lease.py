@@ -213,6 +213,7 @@ class LeaseGrant:
                 if self._over:
                     return False
                 fresh = self._owner.next_beat(*self._doing)
+                asked = time.monotonic()
                 try:
                     self._version = self._register.write(self._name, fresh, self._version)
                 except (ConflictError, UnansweredError):
@@ -224,7 +225,9 @@ class LeaseGrant:
                     self._owner, self._version = self._owner.next_beat(*self._doing), found[1]
                 else:
                     self._owner = fresh
-                    return True
+                    # An answer that is older than a lease says nothing: another may have it since.
+                    if time.monotonic() - asked < self._owner.lease:
+                        return True
             if not self._over:
                 raise UnansweredError(
                     f"got no renewal of {self._name} through in {_TRIES} tries, expected one",

@@ -23,6 +23,8 @@ import botocore.exceptions as failures
 from botocore.config import Config
 
 from warmer.errors import LockError
+from warmer.fill import locks
+from warmer.fill.deadline import within
 from warmer.fill.locks import UnansweredError
 from warmer.fill.locks.lease import ConflictError
 from warmer.fill.locks.record import Owner, parse
@@ -76,10 +78,7 @@ class S3Register:
             if _code(exc) == "NoSuchKey":
                 return None
             self._refused("read", exc)
-        try:
-            return parse(found["Body"].read()), _etag(found)
-        except (failures.BotoCoreError, OSError) as exc:  # the body broke off
-            raise _unanswered(exc) from exc
+        return parse(found["Body"]), _etag(found)
 
     def write(self, name: str, owner: Owner, version: str | None) -> str:
         """Write the record over one ETag, or as a new object; return its ETag.
@@ -131,8 +130,8 @@ class S3Register:
 
     def _call(self, operation: Callable[..., Any], path: str, **more: Any) -> Mapping[str, Any]:
         try:
-            found: Mapping[str, Any] = operation(Bucket=self._bucket, Key=path, **more)
-        except failures.ClientError:
+            return within(locks.ANSWER, _whole, operation, Bucket=self._bucket, Key=path, **more)
+        except (failures.ClientError, UnansweredError):
             raise
         except (*_NO_CREDENTIALS, OSError) as exc:  # OSError: files that credentials are read from
             if isinstance(exc, failures.BotoCoreError) and not isinstance(exc, _NO_CREDENTIALS):
@@ -146,7 +145,6 @@ class S3Register:
         except Exception as exc:
             # As when a portal answers in HTML: botocore's parser raises what is no BotoCoreError.
             raise _unanswered(exc) from exc
-        return found
 
     def _path(self, name: str) -> str:
         return f"{self._prefix}/{name}" if self._prefix else name
@@ -189,6 +187,17 @@ _ADVICE: Final = {
     "NoSuchBucket": ("no-bucket", "make the bucket, or correct its name"),
     "NotImplemented": ("no-conditional-writes", "this S3 service has none; use --lock k8s://"),
 }
+
+
+def _whole(operation: Callable[..., Any], **call: Any) -> Mapping[str, Any]:
+    """Ask, and read the answer's body too."""
+    found: dict[str, Any] = operation(**call)
+    if "Body" in found:
+        try:
+            found["Body"] = found["Body"].read()
+        except (failures.BotoCoreError, OSError) as exc:  # the body broke off
+            raise _unanswered(exc) from exc
+    return found
 
 
 def _status(exc: failures.ClientError) -> int:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from warmer import __version__
 from warmer.errors import SourceError
-from warmer.fill.sources import SourceFile, hub_errors
+from warmer.fill.deadline import OverdueError, within
+from warmer.fill.sources import SourceFile, hub_errors, pace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -90,8 +91,13 @@ class Hub:
                 library_name="warmer",
                 library_version=__version__,
             )
-            self._known = api.model_info(
-                model.name, revision=model.revision, files_metadata=True, timeout=_TIMEOUT
+            self._known = within(
+                pace.WINDOW,
+                api.model_info,
+                model.name,
+                revision=model.revision,
+                files_metadata=True,
+                timeout=_TIMEOUT,
             )
         return self._known
 
@@ -108,6 +114,8 @@ def _translated(model: ModelRef) -> Iterator[None]:
         yield
     except SourceError:
         raise
+    except OverdueError as exc:
+        raise hub_errors.overdue(pace.WINDOW, str(model)) from exc
     except Exception as exc:
         error = hub_errors.translate(exc, model, str(model))
         if error is None:

@@ -11,7 +11,7 @@ requests knows proxies, NO_PROXY and certificates from the environment as other 
 from __future__ import annotations
 
 import http.cookiejar
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urljoin, urlsplit
 
 import requests
@@ -19,7 +19,7 @@ import urllib3
 
 from warmer import __version__
 from warmer.errors import SourceError
-from warmer.fill.sources import hub_errors
+from warmer.fill.sources import hub_errors, pace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from warmer.model import ModelRef
 
 _TIMEOUT: Final = (10.0, 30.0)
-"""Seconds to connect, and between two arrivals."""
+"""Seconds to connect, and between two arrivals; `pace` ends what trickles."""
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _HOPS: Final = 8
 _POOL: Final = 32
@@ -51,6 +51,23 @@ class _Bearer(requests.auth.AuthBase):
         return request
 
 
+class _Adapter(requests.adapters.HTTPAdapter):
+    """Ends connections that trickle, those of proxies too."""
+
+    def init_poolmanager(self, *arguments: Any, **more: Any) -> None:
+        super().init_poolmanager(*arguments, **more)
+        self.poolmanager.pool_classes_by_scheme = pace.pools(
+            self.poolmanager.pool_classes_by_scheme
+        )
+
+    def proxy_manager_for(self, proxy: str, **more: Any) -> Any:
+        known = proxy in self.proxy_manager
+        manager = super().proxy_manager_for(proxy, **more)
+        if not known:
+            manager.pool_classes_by_scheme = pace.pools(manager.pool_classes_by_scheme)
+        return manager
+
+
 class HubBytes:
     """Opens ranges of files.
 
@@ -69,7 +86,7 @@ class HubBytes:
         self._locations: dict[str, str] = {}
         self._session = requests.Session()
         self._session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-        adapter = requests.adapters.HTTPAdapter(pool_connections=_POOL, pool_maxsize=_POOL)
+        adapter = _Adapter(pool_connections=_POOL, pool_maxsize=_POOL)
         for scheme in ("https://", "http://"):
             self._session.mount(scheme, adapter)
         found = [environment[name] for name in _CERTIFICATES if environment.get(name)]

@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from warmer.errors import SourceError
-from warmer.fill.sources import TransientSourceError
+from warmer.fill.sources import TransientSourceError, pace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,11 +78,22 @@ def status(code: int, headers: Mapping[str, str], where: str) -> SourceError:
 
 
 def unreachable(exc: Exception, where: str) -> TransientSourceError:
-    """The error where no answer came, or it broke off."""
+    """The error where no answer came, it broke off, or trickled."""
+    if (found := pace.trickled(exc)) is not None:
+        return TransientSourceError(pace.message(found, where), reason="too-slow", hint=pace.HINT)
     return TransientSourceError(
         f"got no answer from the hub for {where} ({type(exc).__name__}), expected one",
         reason="unreachable",
         hint="check the network and HF_ENDPOINT; a pinned revision that is sealed needs no hub",
+    )
+
+
+def overdue(seconds: float, where: str) -> TransientSourceError:
+    """The error where an answer came too slowly to be waited for."""
+    return TransientSourceError(
+        f"got no whole answer from the hub for {where} in {seconds:.0f} s, expected its listing",
+        reason="too-slow",
+        hint="look at the network, the proxy or the firewall on the way there, and at HF_ENDPOINT",
     )
 
 

@@ -8,6 +8,7 @@ how to follow, makes the calls from then on; so it does for buckets with signatu
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +23,7 @@ from botocore.response import StreamingBody
 from botocore.utils import get_environ_proxies
 
 from warmer import __version__
+from warmer.fill.sources import pace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,12 +118,15 @@ class S3Bytes:
         parts = urlsplit(self._top)
         proxies = config.proxies or get_environ_proxies(f"{parts.scheme}://{parts.netloc}")
         bundle = self._session.get_config_variable("ca_bundle")
-        return URLLib3Session(
+        http = URLLib3Session(
             verify=bundle or os.environ.get("REQUESTS_CA_BUNDLE") or True,
             proxies=proxies,
             timeout=(config.connect_timeout, config.read_timeout),
             max_pool_connections=config.max_pool_connections,
         )
+        with contextlib.suppress(AttributeError):  # as in `pace.fit`
+            pace.fit_session(http)
+        return http
 
 
 def _refusal(status: int, headers: Mapping[str, str], body: bytes) -> failures.ClientError:
