@@ -66,9 +66,8 @@ It needs root (mounts of its own), `/dev/fuse` and loop devices. A seed repeats 
 failed once may need a few runs. Logs of episodes that found something are left in `.campaign/`. A slice with
 fixed seeds is part of `make test`.
 
-A campaign that cannot fail proves nothing: `make campaign PLANT=unflushed` (`unswept`, `one-key-for-all`) breaks warmer first,
-and must find it; `unswept` needs a few seeds. `PLANT=unwatched`, a server without its watch, no run has found yet: that a
-watch kills what a dead server leaves is held by tests/cli/test_crash_loops.py alone.
+A campaign that cannot fail proves nothing: `make campaign PLANT=unflushed` (`unswept`, `unwatched`, `one-key-for-all`) breaks warmer
+first, and must find it; `unswept` needs a few seeds, and `unwatched` is found by kills (`ONLY=kill`): an engine outlives its warmer.
 {soak}{fuzz}
 ## What was found on the way
 
@@ -79,11 +78,11 @@ watch kills what a dead server leaves is held by tests/cli/test_crash_loops.py a
 
 Noticed, and as it is meant to be:
 
-- `late`, in the first recorded run: a pod for which each published name stays unseen for forty looks, half a minute, waits that long for
-  each kind, and took more than the 100 s. warmer gives a kind 90 s to be seen, and builds then; an NFS client needs one look.
-  `late` goes to ten looks since.
-- `removed`, in the second: a traceback in what warmer said, which was the engine's, quoted (its `config.json` had just been removed). The
-  runner tells them apart since.
+- Two shorter runs, on a machine busy with other work (SEED=1128 and 1129, 1,616 faults), are not counted in the table. They told three
+  violations. Two were of `late`: a pod for which each published name stayed unseen for forty looks, half a minute, waits that long
+  for each kind, and took more than the 100 s; warmer gives a kind 90 s to be seen, and builds then, and an NFS client needs one
+  look. `late` goes to ten looks since. One was of `removed`: a traceback in what warmer said, which was the engine's, quoted (its
+  `config.json` had just been removed). The runner tells them apart since.
 - A name that answers ESTALE for longer than three looks counts as unreadable. Kernels behind it are built and published once more:
   a build, never a wrong one. `stale` stays below that.
 - With `--keep` shorter than a pod runs, and no lock that reaches its node, gc hides what the pod was handed. It stays ready: its

@@ -14,7 +14,7 @@ from trickle import Trickle
 from warmer.errors import SourceError
 from warmer.fill.remote import service
 from warmer.fill.remote.bucket import Bucket
-from warmer.fill.sources import pace
+from warmer.fill.sources import trickle
 from warmer.fill.sources.retry import Trying
 from warmer.model import Key
 from warmer.seal import SealedFile
@@ -27,7 +27,7 @@ SIZE = 3 << 20
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(pace, "SHORT_WINDOW", WINDOW)
+    monkeypatch.setattr(trickle, "SHORT_WINDOW", WINDOW)
 
 
 @pytest.fixture

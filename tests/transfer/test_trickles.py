@@ -20,7 +20,7 @@ from scripted import transfer
 from trickle import Trickle
 
 from warmer.errors import SourceError
-from warmer.fill.sources import SourceFile, TransientSourceError, pace
+from warmer.fill.sources import SourceFile, TransientSourceError, trickle
 from warmer.fill.sources.hub import Hub as HubSource
 from warmer.fill.sources.retry import Retrying
 from warmer.fill.sources.s3 import S3
@@ -35,8 +35,8 @@ BIG = "model.safetensors"
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(pace, "WINDOW", WINDOW)
-    monkeypatch.setattr(pace, "SHORT_WINDOW", WINDOW)
+    monkeypatch.setattr(trickle, "WINDOW", WINDOW)
+    monkeypatch.setattr(trickle, "SHORT_WINDOW", WINDOW)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_where_every_connection_trickles_the_fill_ends_and_says_how_much_came(
     got, expected = int(words[1]), int(words[-1])
     assert got < expected
     assert f"bytes in {WINDOW:.0f} s from 127.0.0.1 for {BIG}" in caught.value.message
-    assert expected == pace.FLOOR * WINDOW
+    assert expected == trickle.FLOOR * WINDOW
     assert one.source.patience.retries["too-slow"] >= 1, "it was tried on a new connection"
     assert one.moved[BIG] == 0, "no byte of it counts as going on"
     assert fault.hits("GET", BIG)
@@ -161,22 +161,22 @@ def test_a_slow_link_that_all_connections_share_is_never_ended(hub, tmp_path, fe
 
 
 def test_a_small_share_of_a_slow_link_is_spared_while_the_others_bring_theirs(hub):
-    hub.fault(BIG, rate=pace.FLOOR / 2, times=1)
-    hub.fault(BIG, rate=pace.LINK / 2)
+    hub.fault(BIG, rate=trickle.FLOOR / 2, times=1)
+    hub.fault(BIG, rate=trickle.LINK / 2)
     model, source = of_hub(hub)
     small, *others = (source.open(model, SourceFile(BIG, SIZE), 0, SIZE) for _ in range(4))
     with ThreadPoolExecutor() as pool:
-        rest = [pool.submit(pull, other, int(pace.LINK / 2 * 3 * WINDOW)) for other in others]
+        rest = [pool.submit(pull, other, int(trickle.LINK / 2 * 3 * WINDOW)) for other in others]
         pull(
-            small, int(pace.FLOOR / 2 * 2 * WINDOW)
+            small, int(trickle.FLOOR / 2 * 2 * WINDOW)
         )  # two windows, of which each brings too little
         for one in rest:
             one.result()
-    trickles(pull, small, 10 * pace.FLOOR)
+    trickles(pull, small, 10 * trickle.FLOOR)
 
 
 def test_a_volume_that_is_slow_to_write_takes_nothing_from_the_source(hub, monkeypatch):
-    monkeypatch.setattr(pace, "WINDOW", 0.2)
+    monkeypatch.setattr(trickle, "WINDOW", 0.2)
     model, source = of_hub(hub)
     file = next(f for f in source.files(model) if f.path == BIG)
     reader = source.open(model, file, 0, SIZE)
@@ -247,7 +247,9 @@ def test_a_listing_of_a_bucket_that_trickles_is_ended(bucket, monkeypatch):
         assert "from 127.0.0.1" in trickles(source.resolve)
 
 
-SHORT = "import warmer.fill.sources.pace as p; p.WINDOW = 1.0; from warmer.cli import main; main()"
+SHORT = (
+    "import warmer.fill.sources.trickle as p; p.WINDOW = 1.0; from warmer.cli import main; main()"
+)
 
 
 @pytest.mark.parametrize("where", [BIG, "^/api/"])

@@ -15,7 +15,7 @@ from botocore.config import Config
 
 from warmer import __version__, regular
 from warmer.errors import SourceError
-from warmer.fill.sources import TransientSourceError, pace, s3_errors
+from warmer.fill.sources import TransientSourceError, s3_errors, trickle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,7 +55,7 @@ class Service:
         self.trying = trying
         try:
             self.client = boto3.session.Session().client("s3", config=_CONFIG)
-            pace.fit(self.client, window=pace.SHORT_WINDOW)
+            trickle.fit(self.client, window=trickle.SHORT_WINDOW)
         except s3_errors.NO_CREDENTIALS as exc:
             raise s3_errors.translate(exc, str(url)) from exc
         except (failures.BotoCoreError, ValueError) as exc:

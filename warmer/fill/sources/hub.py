@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from warmer import __version__
 from warmer.errors import SourceError
 from warmer.fill.deadline import OverdueError, within
-from warmer.fill.sources import SourceFile, hub_errors, pace
+from warmer.fill.sources import SourceFile, hub_errors, trickle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -92,7 +92,7 @@ class Hub:
                 library_version=__version__,
             )
             self._known = within(
-                pace.WINDOW,
+                trickle.WINDOW,
                 api.model_info,
                 model.name,
                 revision=model.revision,
@@ -115,7 +115,7 @@ def _translated(model: ModelRef) -> Iterator[None]:
     except SourceError:
         raise
     except OverdueError as exc:
-        raise hub_errors.overdue(pace.WINDOW, str(model)) from exc
+        raise hub_errors.overdue(trickle.WINDOW, str(model)) from exc
     except Exception as exc:
         error = hub_errors.translate(exc, model, str(model))
         if error is None:

@@ -19,7 +19,7 @@ import urllib3
 
 from warmer import __version__
 from warmer.errors import SourceError
-from warmer.fill.sources import hub_errors, pace
+from warmer.fill.sources import hub_errors, trickle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from warmer.model import ModelRef
 
 _TIMEOUT: Final = (10.0, 30.0)
-"""Seconds to connect, and between two arrivals; `pace` ends what trickles."""
+"""Seconds to connect, and between two arrivals; `trickle` ends what trickles."""
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _HOPS: Final = 8
 _POOL: Final = 32
@@ -56,7 +56,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
     def init_poolmanager(self, *arguments: Any, **more: Any) -> None:
         super().init_poolmanager(*arguments, **more)
-        self.poolmanager.pool_classes_by_scheme = pace.pools(
+        self.poolmanager.pool_classes_by_scheme = trickle.pools(
             self.poolmanager.pool_classes_by_scheme
         )
 
@@ -64,7 +64,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
         known = proxy in self.proxy_manager
         manager = super().proxy_manager_for(proxy, **more)
         if not known:
-            manager.pool_classes_by_scheme = pace.pools(manager.pool_classes_by_scheme)
+            manager.pool_classes_by_scheme = trickle.pools(manager.pool_classes_by_scheme)
         return manager
 
 

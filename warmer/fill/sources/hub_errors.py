@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from warmer.errors import SourceError
-from warmer.fill.sources import TransientSourceError, pace
+from warmer.fill.sources import TransientSourceError, trickle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,8 +79,10 @@ def status(code: int, headers: Mapping[str, str], where: str) -> SourceError:
 
 def unreachable(exc: Exception, where: str) -> TransientSourceError:
     """The error where no answer came, it broke off, or trickled."""
-    if (found := pace.trickled(exc)) is not None:
-        return TransientSourceError(pace.message(found, where), reason="too-slow", hint=pace.HINT)
+    if (found := trickle.trickled(exc)) is not None:
+        return TransientSourceError(
+            trickle.message(found, where), reason="too-slow", hint=trickle.HINT
+        )
     return TransientSourceError(
         f"got no answer from the hub for {where} ({type(exc).__name__}), expected one",
         reason="unreachable",

@@ -30,7 +30,7 @@ from botocore.config import Config
 
 from warmer import __version__
 from warmer.errors import SourceError
-from warmer.fill.sources import SourceFile, pace, s3_errors
+from warmer.fill.sources import SourceFile, s3_errors, trickle
 from warmer.fill.sources.s3_bytes import S3Bytes
 from warmer.model import canonical
 
@@ -91,7 +91,7 @@ class S3:
             self._client = boto3.session.Session(botocore_session=session).client(
                 "s3", config=_CONFIG
             )
-            pace.fit(self._client)
+            trickle.fit(self._client)
             self._bytes = S3Bytes(session, self._client, self._bucket)
         except s3_errors.NO_CREDENTIALS as exc:
             raise s3_errors.translate(exc, f"s3://{model.name}") from exc

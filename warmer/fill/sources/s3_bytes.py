@@ -23,7 +23,7 @@ from botocore.response import StreamingBody
 from botocore.utils import get_environ_proxies
 
 from warmer import __version__
-from warmer.fill.sources import pace
+from warmer.fill.sources import trickle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,8 +124,8 @@ class S3Bytes:
             timeout=(config.connect_timeout, config.read_timeout),
             max_pool_connections=config.max_pool_connections,
         )
-        with contextlib.suppress(AttributeError):  # as in `pace.fit`
-            pace.fit_session(http)
+        with contextlib.suppress(AttributeError):  # as in `trickle.fit`
+            trickle.fit_session(http)
         return http
 
 

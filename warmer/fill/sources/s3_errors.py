@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import botocore.exceptions as failures
 
 from warmer.errors import SourceError
-from warmer.fill.sources import TransientSourceError, pace
+from warmer.fill.sources import TransientSourceError, trickle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,8 +63,10 @@ def translate(
 
 def unanswered(exc: Exception, where: str) -> TransientSourceError:
     """The error where no answer came, it broke off, or trickled."""
-    if (found := pace.trickled(exc)) is not None:
-        return TransientSourceError(pace.message(found, where), reason="too-slow", hint=pace.HINT)
+    if (found := trickle.trickled(exc)) is not None:
+        return TransientSourceError(
+            trickle.message(found, where), reason="too-slow", hint=trickle.HINT
+        )
     return TransientSourceError(
         f"got no answer from S3 for {where} ({type(exc).__name__}), expected one",
         reason="unreachable",

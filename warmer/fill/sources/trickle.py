@@ -12,9 +12,7 @@ Many connections over one slow link are served unevenly: of 32 that share 200 kB
 a quarter of their share for a minute. So one below the floor is spared where all of this process
 together bring more than as many at the floor would, and it an eighth of their mean.
 
-The floor is above what others take for stuck (curl and git ask for what the user says, cargo for
-10 bytes/s over 30 s, AWS's CRT for 1 byte/s over 30 s, dnf for 1000 bytes/s over 30 s), since a
-model is large: at its pace, 16 GB would take two months.
+The floor is far below any link that a model is fetched over: at its pace, 16 GB would take two months.
 """
 
 from __future__ import annotations
