@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from warmer import secrecy
-from warmer.errors import SourceError, VolumeError
+from warmer.errors import SourceError, VolumeError, using
 from warmer.fill import crashes, kernels, progress, publish, restore, weights, workers
 from warmer.handoff import write
 from warmer.model import KERNEL_KINDS
-from warmer.observe import inventory, limits
+from warmer.observe import inventory, limits, numbers
 from warmer.plan import patience
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ def fill_weights(s: Situation, step: Step, claims: Claims) -> weights.Filled | N
         if grant is None:
             return None
         found = s.listing or weights.listing(s.source, s.wanted.model, s.settings.selection)
+        after = _taken(s, step.key)
+        held = _look(s, {"weights": step.key})["weights"]
+        if held.verdict == "sealed":
+            return None
         _log.info("filling", kind="weights", model=str(s.wanted.model), reason=step.reason)
         try:
             return weights.fill(
@@ -65,7 +69,8 @@ def fill_weights(s: Situation, step: Step, claims: Claims) -> weights.Filled | N
                 model=s.wanted.model,
                 source=s.source,
                 wanted=found.files,
-                held=_look(s, {"weights": step.key})["weights"],
+                held=held,
+                after=after,
                 grant=grant,
                 meter=progress.meter("weights"),
                 places=s.places,
@@ -108,13 +113,18 @@ def build_kernels(s: Situation, claims: Claims) -> bool:
     with claims.claim(keys["compile"], wait=wait, filled=filled) as grant:
         if grant is None:
             return False
+        after = _taken(s, keys["compile"])
+        held = _look(s, keys)
+        if all(held[kind].verdict == "sealed" for kind in kernel_keys):
+            return False
         _log.info("filling", kind="kernels", key=keys["compile"].short)
         try:
             kernels.build(
                 s.volume,
                 s.warm,
                 keys,
-                _look(s, keys),
+                held,
+                after=after,
                 builder=_builder(s, s.host.stack),
                 claims=claims,
                 grant=grant,
@@ -149,10 +159,15 @@ def fill_bytecode(s: Situation, claims: Claims) -> bool:
     with claims.claim(step.key, wait=_wait(s, step), filled=filled) as grant:
         if grant is None:
             return False
+        after = _taken(s, step.key)
+        if filled():
+            return False
         _log.info("filling", kind="bytecode", key=step.key.short, reason=step.reason)
         builder = _builder(s, s.host.stack)
         try:
-            kernels.build_bytecode(s.volume, s.warm, step.key, builder=builder, grant=grant)
+            kernels.build_bytecode(
+                s.volume, s.warm, step.key, after=after, builder=builder, grant=grant
+            )
         except publish.LostRaceError as exc:
             _await(s, exc)
             raise
@@ -226,6 +241,16 @@ def _look(s: Situation, keys: Mapping[Kind, Key]) -> Mapping[Kind, Held]:
             if exc.reason != "stale-handle" or time.monotonic() > deadline:
                 raise
         time.sleep(_AGAIN)
+
+
+def _taken(s: Situation, key: Key) -> int:
+    """Find the highest number taken, before a last look at the piece.
+
+    What is published by then is seen by the look; what is published since has the number that this
+    fill will ask for. So no owner fills again what is there, whenever its name comes into view.
+    """
+    with using("the volume"):
+        return numbers.highest_taken(s.volume, key.kind, key.digest)
 
 
 def _await(s: Situation, lost: publish.LostRaceError) -> None:

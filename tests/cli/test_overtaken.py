@@ -18,6 +18,7 @@ from warmer.fill import restore, stagings
 from warmer.fill.locks.pace import Pace
 from warmer.fill.sources.directory import Directory
 from warmer.layout import Volume
+from warmer.observe import inventory
 
 
 @pytest.fixture
@@ -143,5 +144,38 @@ def test_losers_of_a_race_for_weights_take_the_winners(place, tmp_path, monkeypa
         (piece, *_) = pod.handoff()["pieces"]
         assert (piece["verdict"], piece["directory"]) == ("sealed", generation)
         assert check.check(pod.warm, True)[1] == 0
+    assert place.staged() == []
+    volumes.assert_invariants(place.volume)
+
+
+class Blind:
+    """Sees what others publish as late as another node's client: from the look after it was told to."""
+
+    def __init__(self, monkeypatch):
+        self.looks = 0
+        self._published = inventory.numbers._published
+        monkeypatch.setattr(inventory.numbers, "_published", self.published)
+
+    def published(self, volume, kind, digest):
+        found = self._published(volume, kind, digest)
+        if kind != "weights" or not found:
+            return found
+        self.looks += 1
+        return set() if self.looks <= self.unseen else found
+
+
+@pytest.mark.parametrize("unseen", range(6))
+def test_weights_that_come_into_view_at_any_moment_are_not_filled_again(
+    place, tmp_path, monkeypatch, unseen
+):
+    other = place.but(warm=f"{tmp_path}/other")
+    assert prefill.prefill(chosen(other, compile="never")).left.steps == ()
+    blind = Blind(monkeypatch)
+    blind.unseen = unseen
+    monkeypatch.setattr(prefill, "open_lock", lambda *_, **__: NoLock())
+    done = prefill.prefill(chosen(place, compile="never"))
+    assert (done.left.steps, "weights" in done.without) == ((), False)
+    assert blind.looks > unseen, "it was seen in the end"
+    assert len(place.generations("weights")) == 1
     assert place.staged() == []
     volumes.assert_invariants(place.volume)

@@ -240,6 +240,7 @@ def test_a_download_ends_once_another_has_taken_over_from_an_owner_that_was_cut_
                 model=ModelRef("hf", "org/model", "0" * 40),
                 source=endless,
                 held=Held("absent", ""),
+                after=0,
                 grant=grant,
                 wanted=endless.files(None),
                 meter=Lines("weights"),

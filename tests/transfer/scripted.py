@@ -107,6 +107,7 @@ def fill(source, volume, *, grant=None, writing=None, **more):
         source=source,
         wanted=source.listed,
         held=ABSENT,
+        after=0,
         grant=grant or Granted(),
         meter=Lines("weights"),
         places=(),

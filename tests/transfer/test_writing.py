@@ -142,7 +142,7 @@ _CHILD = """
     source = Retrying(Zeros(), budget=0)
     done = weights.fill(
         Volume(sys.argv[2]), KEY, model=MODEL, source=source, wanted=source.files(MODEL),
-        held=ABSENT, grant=Granted(), meter=Lines("weights"), places=(), writing=Writing(),
+        held=ABSENT, after=0, grant=Granted(), meter=Lines("weights"), places=(), writing=Writing(),
     )
     with open("/proc/self/status", encoding="ascii") as stream:
         (peak,) = [line.split()[1] for line in stream if line.startswith("VmHWM")]

@@ -131,6 +131,7 @@ class Bytes(io.BytesIO):
 
 def fill_weights(volume):
     """The real filler of weights; returns the paths it fetched."""
+    after = numbers.highest_taken(volume, KEY.kind, KEY.digest)
     held = look(volume)
     if held.verdict == "sealed":
         return []
@@ -138,7 +139,7 @@ def fill_weights(volume):
     grant = FileLock(volume, me="a test").try_acquire(KEY)
     how = {"model": MODEL, "source": source, "grant": grant, "wanted": source.files(MODEL)}
     how |= {"meter": Lines("weights"), "places": (), "writing": Writing()}
-    weights.fill(volume, KEY, held=held, **how)
+    weights.fill(volume, KEY, held=held, after=after, **how)
     grant.release()
     return source.fetched
 

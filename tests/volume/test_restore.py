@@ -296,7 +296,7 @@ def test_a_stop_is_not_lost_where_what_the_engine_left_cannot_be_removed(volume,
     how = {"builder": builder, "claims": Claims(lambda: lock), "wait": 1, "tick": stop}
     try:
         with pytest.raises(TerminatedError):
-            kernels.build(volume, warm, keys, held, grant=lock.try_acquire(COMPILE), **how)
+            kernels.build(volume, warm, keys, held, after=0, grant=lock.try_acquire(COMPILE), **how)
     finally:
         subprocess.run(["umount", tree], check=True)
     assert not restored(volume, warm)
@@ -332,7 +332,7 @@ def test_an_engine_killed_while_it_builds_leaves_no_record_of_a_restored_tree(
         lock = FileLock(volume, me="me")
         claims = Claims(lambda: lock)
         how = {"builder": builder, "claims": claims, "grant": lock.try_acquire(COMPILE), "wait": 1}
-        kernels.build(volume, warm, keys, held, tick=print, **how)
+        kernels.build(volume, warm, keys, held, after=0, tick=print, **how)
 
     assert volumes.run_child(prefill), "the build outlived its engine's kill"
     assert (Path(warm.tree(KEY.kind)) / "ops/a.so").read_bytes() == b"half"

@@ -17,7 +17,6 @@ import structlog
 from warmer import ranks
 from warmer.errors import EngineError, VolumeError, WarmerError, using
 from warmer.fill import bytecode, crashes, engine, restore, stagings, trees
-from warmer.observe import numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -63,6 +62,7 @@ def build(
     keys: Mapping[Kind, Key],
     held: Mapping[Kind, Held],
     *,
+    after: int,
     builder: Builder,
     claims: Claims,
     grant: Grant,
@@ -79,6 +79,7 @@ def build(
         warm: where the engine builds.
         keys: the kernel pieces wanted.
         held: what is there of each, looked at under the grant.
+        after: the highest number of `compile` taken before that look: who publishes since has won.
         builder: how to run the engine.
         claims: for the shared kinds' own locks.
         grant: the lock on the compile key.
@@ -98,8 +99,6 @@ def build(
         grant.note("building kernels")
         tick(line)
 
-    with using("the volume"):
-        after = numbers.highest_taken(volume, "compile", compiled.digest)
     stagings.sweep(volume, compiled, grant)
     try:
         run, bad = _run(volume, warm, keys, held, builder=builder, tick=told)
@@ -201,9 +200,17 @@ def _run(
 
 
 def build_bytecode(
-    volume: Volume, warm: WarmDir, key: Key, *, builder: Builder, grant: Grant
+    volume: Volume, warm: WarmDir, key: Key, *, after: int, builder: Builder, grant: Grant
 ) -> None:
     """Fill the bytecode piece alone, by importing the server, and publish it.
+
+    Args:
+        volume: where to.
+        warm: where the tree is made.
+        key: the piece.
+        after: the highest number taken before it was seen to be missing: who publishes since has won.
+        builder: the engine.
+        grant: the lock on the key.
 
     Raises:
         EngineError: the import failed or left no bytecode; nothing was published.
@@ -211,8 +218,6 @@ def build_bytecode(
         BusyError: the grant or a race was lost.
     """
     started = time.monotonic()
-    with using("the volume"):
-        after = numbers.highest_taken(volume, key.kind, key.digest)
     stagings.sweep(volume, key, grant)
     try:
         restore.forget(warm, key.kind)

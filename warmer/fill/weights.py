@@ -19,7 +19,6 @@ from warmer.fill import adopt, capacity, partial, publish, stagings, takeover
 from warmer.fill.digests import provable
 from warmer.fill.workers import Workers
 from warmer.layout import FILES
-from warmer.observe import numbers
 from warmer.seal import safe_path
 from warmer.selection import choose, loadable
 from warmer.trust import ANYBODY
@@ -78,6 +77,7 @@ def fill(
     source: Source,
     wanted: Sequence[SourceFile],
     held: Held,
+    after: int,
     grant: Grant,
     meter: Meter,
     places: Sequence[str],
@@ -93,6 +93,7 @@ def fill(
         source: where from.
         wanted: the files that make up the piece.
         held: what the volume holds now; good files of a broken generation are taken over.
+        after: the highest number taken before that was looked at: who publishes since has won.
         grant: the lock on the key.
         meter: told what arrives.
         places: Hugging Face caches and folders to look into before anything is fetched.
@@ -106,8 +107,6 @@ def fill(
         BusyError: the grant or the race was lost; nothing was published.
     """
     started = time.monotonic()
-    with using("the volume"):
-        after = numbers.highest_taken(volume, key.kind, key.digest)
     old = stagings.abandoned(volume, key, grant)
     _refuse_paths(wanted)
     staging = stagings.name(volume, key)

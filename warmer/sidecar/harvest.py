@@ -225,6 +225,8 @@ class Harvest:
                 return 0
             with using("the volume"):
                 after = numbers.highest_taken(self.volume, key.kind, key.digest)
+            if theirs():  # looked at after the number: who publishes since has won
+                return 0
             stagings.sweep(self.volume, key, grant)
             return trees.publish_tree(
                 self.volume,

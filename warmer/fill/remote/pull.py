@@ -92,9 +92,12 @@ class Puller:
             return self._look(key).verdict == "sealed"
 
         with self._claims.claim(key, wait=self._wait, filled=filled) as grant:
-            if grant is not None:
+            if grant is None:
+                return
+            after = self._taken(key)
+            if not filled():
                 self._bucket.until = time.monotonic() + within
-                self._newest(key, grant, self._needs)
+                self._newest(key, grant, after, self._needs)
 
     def _needs(self, found: Found) -> Mapping[str, int] | None:
         """Say which generations here a piece is built beside; None where one cannot be had."""
@@ -122,6 +125,7 @@ class Puller:
         with self._claims.claim(key, wait=self._wait, filled=lambda: False) as grant:
             if grant is None:
                 raise AssertionError("`filled` never says that it is")
+            after = self._taken(key)
             held = self._look(key)
             here: frozenset[str] = frozenset()
             if held.verdict == "sealed":
@@ -138,7 +142,7 @@ class Puller:
                 more = found.number >= number and here <= catalogue.paths(self._bucket, found)
                 return {} if more else None
 
-            return self._newest(key, grant, grown)
+            return self._newest(key, grant, after, grown)
 
     def _has(self, key: Key, number: int, here: frozenset[str]) -> bool:
         """Whether what is here has all that a number of the bucket has; no where that is not told."""
@@ -150,16 +154,28 @@ class Puller:
                 raise
         return False
 
+    def _taken(self, key: Key) -> int:
+        with using("the volume"):
+            return numbers.highest_taken(self._volume, key.kind, key.digest)
+
     def _newest(
-        self, key: Key, grant: Grant, needs: Callable[[Found], Mapping[str, int] | None]
+        self,
+        key: Key,
+        grant: Grant,
+        after: int,
+        needs: Callable[[Found], Mapping[str, int] | None],
     ) -> int | None:
         """Pull the newest piece for which `needs` says what it is built beside.
+
+        Args:
+            key: the piece.
+            grant: the lock on it.
+            after: the highest number taken here before the last look: who publishes since has won.
+            needs: see there.
 
         Returns:
             Its generation here; None where there is none that can be had.
         """
-        with using("the volume"):
-            after = numbers.highest_taken(self._volume, key.kind, key.digest)
         stagings.sweep(self._volume, key, grant)
         grant.note("pulling")
         failures = 0
