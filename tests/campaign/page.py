@@ -76,6 +76,7 @@ first, and must find it; `unswept` needs a few seeds, and `unwatched` is found b
 | `kill` | A server killed in the moment between its start and its watch's first look left the watch behind: it had asked for its parent, and watched whoever adopted it, for an hour. | `serve` names itself to the watch ([test](../tests/cli/test_crash_loops.py): nothing is left of a server that is killed before its watch looks) |
 | `term` | A signal in the moment in which a staging directory was made left it there, since nobody had been told to discard it. | It is made inside the block that discards it ([test](../tests/cli/test_signals.py): a signal that arrives while a staging is made leaves none) |
 | `late` | Weights that came into view between a pod's last look and its question which numbers are taken were filled once more: the same bytes, twice on the volume. | The number is asked for before the last look, so that who publishes since has won ([test](../tests/cli/test_overtaken.py): weights that come into view at any moment are not filled again) |
+| `kill-step` | What watches over an engine's run ended with a traceback in the log of a warmer that was killed, where the engine was gone by itself. | It looks for the engine, and says nothing ([test](../tests/unit/test_process.py): the watch of an engine that is gone says nothing) |
 
 Noticed, and as it is meant to be:
 

@@ -36,9 +36,14 @@ _LAUNCH: Final = (
 )
 # What outlives a killed warmer: the engine's own children do not die with the server, and hold
 # the GPU's memory. A pipe that closes without a word means that warmer is gone.
-_WATCH: Final = (
-    "import os, signal, sys;os.read(0, 1) or os.killpg(int(sys.argv[1]), signal.SIGKILL)"
-)
+_WATCH: Final = """\
+import os, signal, sys
+if not os.read(0, 1):
+    try:
+        os.killpg(int(sys.argv[1]), signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
 
 
 _LIBRARY: Final = re.compile(r" (/[^\n]*\.so(?:\.[0-9]+)*)$", re.MULTILINE)
