@@ -29,6 +29,8 @@ SIZES: Final = {
 TENSOR: Final = SIZES["parallel.tp"]
 _CONTEXT: Final = "--prefill-context-parallel-size"
 _NODES: Final = "--nnodes"
+_LAUNCHER: Final = "--distributed-executor-backend"
+"""Ray's ranks may be on other nodes, whatever else is said."""
 SPREAD: Final = (*SIZES.values(), _CONTEXT, _NODES)
 """Flags with which an engine has more than one rank."""
 _APART: Final = ("--data-parallel-", "--headless", _NODES)
@@ -114,6 +116,18 @@ def several(flags: argv.Flags, configured: Container[str], *, beside: Collection
         if flag in configured or any(words != ["1"] for words in given):
             return flag
     return ""
+
+
+def launched(flags: argv.Flags, configured: Container[str]) -> str:
+    """Name the flag that has something else than vLLM's own processes be the ranks, maybe elsewhere.
+
+    Args:
+        flags: the server's arguments.
+        configured: flags that a YAML file of vLLM's own sets.
+    """
+    given = [words for name in _spelt(flags, _LAUNCHER) for words in flags[name]]
+    other = any(words not in (["mp"], ["uni"]) for words in given)
+    return _LAUNCHER if other or _LAUNCHER in configured else ""
 
 
 def _spelt(flags: argv.Flags, flag: str) -> list[str]:
