@@ -139,6 +139,7 @@ def decide(
     states = {name: State(on=True) for name in NAMES}
     spread = ranks.several(flags, configured)
     apart = ranks.several(flags, configured, beside=(ranks.TENSOR,))
+    apart = apart or (ranks.launched(flags, configured) if spread else "")
     states["fork"] = _fork(accelerator, inherited, apart)
     if spread:
         # vLLM decides for each rank by itself whether to measure (v1/worker/gpu_worker.py,

@@ -29,6 +29,8 @@ SIZES: Final = {
 TENSOR: Final = SIZES["parallel.tp"]
 _CONTEXT: Final = "--prefill-context-parallel-size"
 _NODES: Final = "--nnodes"
+_LAUNCHER: Final = "--distributed-executor-backend"
+"""Ray's ranks may be on other nodes, whatever else is said."""
 SPREAD: Final = (*SIZES.values(), _CONTEXT, _NODES)
 """Flags with which an engine has more than one rank."""
 _APART: Final = ("--data-parallel-", "--headless", _NODES)
@@ -87,11 +89,12 @@ def sizes(flags: argv.Flags, configured: Mapping[str, str]) -> dict[str, int]:
     """
     found = {}
     for name, flag in SIZES.items():
+        said = next((configured[name] for name in _spelt(configured, flag)), "1")
         try:
-            default = int(configured.get(flag, "1"))
+            default = int(said)
         except ValueError as exc:
             raise UsageError(
-                f"got {flag[2:]}: {configured[flag]!r:.40} in a --config file, expected an integer",
+                f"got {flag[2:]}: {said!r:.40} in a --config file, expected an integer",
                 reason="bad-value",
                 hint="see vllm serve --help",
             ) from exc
@@ -101,7 +104,7 @@ def sizes(flags: argv.Flags, configured: Mapping[str, str]) -> dict[str, int]:
     return found
 
 
-def several(flags: argv.Flags, configured: Container[str], *, beside: Collection[str] = ()) -> str:
+def several(flags: argv.Flags, configured: Collection[str], *, beside: Collection[str] = ()) -> str:
     """Name a flag that gives the engine more than one rank; empty where none does.
 
     Args:
@@ -111,12 +114,24 @@ def several(flags: argv.Flags, configured: Container[str], *, beside: Collection
     """
     for flag in (flag for flag in SPREAD if flag not in beside):
         given = (words for name in _spelt(flags, flag) for words in flags[name])
-        if flag in configured or any(words != ["1"] for words in given):
+        if _spelt(configured, flag) or any(words != ["1"] for words in given):
             return flag
     return ""
 
 
-def _spelt(flags: argv.Flags, flag: str) -> list[str]:
+def launched(flags: argv.Flags, configured: Collection[str]) -> str:
+    """Name the flag that has something else than vLLM's own processes be the ranks, maybe elsewhere.
+
+    Args:
+        flags: the server's arguments.
+        configured: flags that a YAML file of vLLM's own sets.
+    """
+    given = [words for name in _spelt(flags, _LAUNCHER) for words in flags[name]]
+    other = any(words not in (["mp"], ["uni"]) for words in given)
+    return _LAUNCHER if other or _spelt(configured, _LAUNCHER) else ""
+
+
+def _spelt(flags: Iterable[str], flag: str) -> list[str]:
     """The flags that vLLM's parser takes for this one: argparse knows abbreviations."""
     return [name for name in flags if flag == name or (len(name) > 3 and flag.startswith(name))]
 

@@ -43,14 +43,15 @@ def put(path: str, body: bytes, *, before: bytes | None = None) -> None:
         OddFileError: it is no regular file by now, and `before` was given.
         OSError: it cannot be written.
     """
-    real = os.path.realpath(path)
-    old = _old(real)
+    old = _old(path)
     if before is None and old is not None and not stat.S_ISREG(old.st_mode):
-        with open(real, "wb", buffering=0) as device:
+        # By the name given: where /dev/stdout is a pipe, the link leads to a name of none.
+        with open(path, "wb", buffering=0) as device:
             left = memoryview(body)
             while left:
                 left = left[device.write(left) :]
         return
+    real = os.path.realpath(path)
     fresh = f"{real}.{secrets.token_hex(4)}.new"
     try:
         with open(os.open(fresh, _FLAGS, 0o600 if old else 0o666), "wb") as file:

@@ -83,8 +83,9 @@ class Clock:
 class Record:
     """A register of one record, whose owner beats until it dies; counts what it is asked."""
 
-    def __init__(self, clock, *, lease, dies):
+    def __init__(self, clock, *, lease, dies, frees):
         self.clock, self.lease, self.dies = clock, lease, clock.now + dies
+        self.frees = clock.now + frees
         self.asked = 0
         self.began = clock.now
         self.kept = None
@@ -102,6 +103,8 @@ class Record:
         self.asked += 1
         if self.kept is not None:
             return self.kept
+        if self.clock.now >= self.frees:
+            return Owner(epoch=1), "free"
         owner = Owner(epoch=1, name="them", nonce="n", beat=self.beats, lease=self.lease)
         return owner, f"beat {self.beats}"
 
@@ -114,11 +117,11 @@ class Record:
 def wait(monkeypatch):
     """Wait with the real claim and the real lease, in a time that flies; the record, the looks."""
 
-    def wait(*, lease, dies, filled=float("inf"), seed=0):
+    def wait(*, lease, dies, filled=float("inf"), frees=1e9, seed=0, patience=1e6):
         clock = Clock()
         monkeypatch.setattr(claim, "time", clock)
         monkeypatch.setattr(claim, "random", random.Random(seed))  # noqa: S311 - no secret
-        record = Record(clock, lease=lease, dies=dies)
+        record = Record(clock, lease=lease, dies=dies, frees=frees)
         lock = LeaseLock(record, me="me", lease=lease)
         monkeypatch.setattr(lock, "_sight", Sight(clock.monotonic))
         looks = []
@@ -127,7 +130,7 @@ def wait(monkeypatch):
             looks.append(clock.now)
             return clock.now >= record.began + filled
 
-        with Claims(lambda: lock).claim(KEY, wait=1e6, filled=look) as grant:
+        with Claims(lambda: lock).claim(KEY, wait=patience, filled=look) as grant:
             record.found = clock.now
             assert (grant is None) == (filled < dies)
         return record, looks
@@ -156,6 +159,13 @@ def test_a_long_wait_asks_seldom_and_looks_as_often_as_ever(wait):
     assert record.found - record.began - long <= 1.5 * claim._LOOK
     often, _ = wait(lease=30.0, dies=1e9, filled=short)
     assert often.asked / short > 1.5 * record.asked / long
+
+
+@pytest.mark.parametrize("patience", [4.0, 60.0, 600.0])
+def test_a_lock_that_comes_free_before_the_last_second_of_a_wait_is_had(wait, patience):
+    for seed in range(10):
+        record, _ = wait(lease=30.0, dies=1e8, frees=patience - 1.1, seed=seed, patience=patience)
+        assert record.found - record.began <= patience
 
 
 def test_the_simulation_sees_a_pace_that_is_too_slow(wait, monkeypatch):

@@ -16,7 +16,7 @@ from runs import eventually
 from trickle import Trickle
 
 from warmer.errors import LockError
-from warmer.fill import locks
+from warmer.fill import deadline, locks
 from warmer.fill.locks import LostGrantError, UnansweredError
 from warmer.fill.locks.lease import LeaseLock
 from warmer.fill.locks.record import Owner
@@ -95,6 +95,26 @@ def test_a_heartbeat_is_not_held_by_an_answer_that_trickles(far):
     eventually(lambda: bench.read()["beat"] > beat)
     assert grant.still_mine()
     grant.release()
+
+
+def test_questions_that_are_left_do_not_pile_up_and_more_are_asked_once_they_end(monkeypatch):
+    # Other tests leave some, too.
+    monkeypatch.setattr(deadline, "_under_way", threading.BoundedSemaphore(deadline.MOST))
+    go_on, asked = threading.Event(), []
+
+    def trickle():
+        asked.append(1)
+        go_on.wait()
+
+    try:
+        for _ in range(deadline.MOST + 10):
+            with pytest.raises(deadline.OverdueError):
+                deadline.within(0.01, trickle)
+        assert len(asked) == deadline.MOST, "the others were not asked"
+    finally:
+        go_on.set()
+    for _ in range(2 * deadline.MOST):
+        assert deadline.within(5.0, lambda: True)
 
 
 class Slow:

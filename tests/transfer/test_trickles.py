@@ -1,15 +1,19 @@
 """Sources that bring a few bytes a second and for ever, over real sockets: ended, and tried again."""
 
 import os
+import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import trustme
+import urllib3
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 import runs
@@ -175,6 +179,46 @@ def test_a_small_share_of_a_slow_link_is_spared_while_the_others_bring_theirs(hu
     trickles(pull, small, 10 * trickle.FLOOR)
 
 
+def test_many_streams_below_the_floor_are_spared_where_all_together_are_a_link(hub):
+    """Each of the eight of four workers has that much where all share 80 kB/s."""
+    hub.fault(BIG, rate=0.8 * trickle.FLOOR)
+    model, source = of_hub(hub)
+    several = [source.open(model, SourceFile(BIG, SIZE), 0, SIZE) for _ in range(8)]
+    with ThreadPoolExecutor(len(several)) as pool:
+        size = int(0.8 * trickle.FLOOR * 2.5 * WINDOW)
+        for one in [pool.submit(pull, reader, size) for reader in several]:
+            one.result()
+    for reader in several:
+        reader.close()
+
+
+def test_small_answers_of_a_source_that_thinks_after_their_headers_are_no_trickle():
+    """Hundreds may come over one connection, and however fast, they bring few bytes a second."""
+    body = b"{}"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = []
+
+        def serve():
+            with suppress(OSError):
+                client, _ = server.accept()
+                taken.append(client)
+                while client.recv(1 << 16):
+                    client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+                    time.sleep(0.6 * WINDOW)
+                    client.sendall(body)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        manager = urllib3.PoolManager(retries=False)
+        manager.pool_classes_by_scheme = trickle.pools(manager.pool_classes_by_scheme)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        assert [manager.request("GET", url).data for _ in range(3)] == [body] * 3
+        manager.clear()
+        thread.join()
+        assert len(taken) == 1, "all came over one connection"
+        taken[0].close()
+
+
 def test_a_volume_that_is_slow_to_write_takes_nothing_from_the_source(hub, monkeypatch):
     monkeypatch.setattr(trickle, "WINDOW", 0.2)
     model, source = of_hub(hub)
@@ -209,6 +253,17 @@ def test_a_proxy_that_trickles_is_ended(hub, monkeypatch):
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
         model, source = of_hub(hub, HF_ENDPOINT="http://hub.invalid")
+        message = trickles(source.open, model, SourceFile(BIG, SIZE), 0, SIZE)
+        assert "127.0.0.1" in message, "the proxy is what trickles"
+
+
+def test_a_proxy_whose_answer_to_connect_trickles_is_ended(hub, monkeypatch):
+    """There http.client reads before there is TLS, and before the connection counts as made."""
+    with Trickle(hub.url, down=40.0) as link:
+        monkeypatch.setenv("HTTPS_PROXY", link.url)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        model, source = of_hub(hub, HF_ENDPOINT="https://hub.invalid")
         message = trickles(source.open, model, SourceFile(BIG, SIZE), 0, SIZE)
         assert "127.0.0.1" in message, "the proxy is what trickles"
 

@@ -105,6 +105,15 @@ def test_what_is_no_lever_is_refused_with_the_names_of_all(word):
         ({"serve": ["-tp", "2", "-pp", "2"]}, "--pipeline-parallel-size"),
         ({"serve": ["-pcp", "2"]}, "--prefill-context-parallel-size"),
         ({"serve": ["-tp", "2"], "configured": ["--nnodes"]}, "--nnodes"),
+        (
+            {"serve": ["-tp", "2", "--distributed-executor-backend", "ray"]},
+            "--distributed-executor",
+        ),
+        ({"serve": ["-tp", "2", "--distributed-executor=external_launcher"]}, "--distributed-exec"),
+        (
+            {"serve": ["-tp", "2"], "configured": ["--distributed-executor-backend"]},
+            "--distributed-executor-backend",
+        ),
         ({"inherited": {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}}, "is set"),
     ],
     ids=str,
@@ -117,9 +126,14 @@ def test_nothing_is_forked_where_nobody_measured_it_or_somebody_chose(how, why):
 
 @pytest.mark.parametrize(
     "how",
-    [{"serve": ["-tp", "2"]}, {"serve": ["--tensor", "8"]}, {"configured": {"--tensor-parallel-size": "2"}}],
+    [
+        {"serve": ["-tp", "2"]},
+        {"serve": ["--tensor", "8"]},
+        {"serve": ["-tp", "2", "--distributed-executor-backend", "mp"]},
+        {"configured": {"--tensor-parallel-size": "2"}},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_tensor_parallel_ranks_of_one_node_are_forked(how):
     assert decide(**how)["fork"] == levers.State(on=True)
 

@@ -44,6 +44,7 @@ def test_a_yaml_file_of_vllms_own_says_so_too_and_the_command_line_wins():
     configured = {"--tensor-parallel-size": "4", "--pipeline-parallel-size": "2"}
     assert world(configured=configured) == World(4, 2)
     assert world("-tp", "2", configured=configured) == World(2, 2)
+    assert world(configured={"--tensor-parallel": "4"}) == World(4), "argparse knows abbreviations"
     with pytest.raises(UsageError, match="tensor-parallel-size: 'many' in a --config file"):
         world(configured={"--tensor-parallel-size": "many"})
 

@@ -102,3 +102,11 @@ def test_a_device_and_a_link_stay_what_they_are(tmp_path):
     assert os.read(reader, 99) == NEW
     os.close(reader)
     assert pipe.is_fifo()
+
+
+def test_a_pipe_that_has_no_name_is_written_to():
+    """As /dev/stdout is where the output goes into another program, and what bash makes of `>(…)`."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as heard, open(writing, "wb"):
+        wholefile.put(f"/dev/fd/{writing}", NEW)
+        assert os.read(heard.fileno(), 2 * len(NEW)) == NEW

@@ -30,6 +30,8 @@ _SOON: Final = 0.05
 """Seconds between two looks at least."""
 _ANSWER: Final = 10.0
 """Seconds a lock has to answer once, however short the wait: it may have to be opened first."""
+_LAST: Final = (0.5, 1.0)
+"""Seconds before the end of a wait between which the lock is asked once more, however long the pause."""
 
 _SILENT: Final = 30.0
 """Seconds a lock's service may give no answer before the wait ends."""
@@ -122,6 +124,7 @@ class _Waiting:
         self._filled = filled
         self._started = self._said = time.monotonic()
         self._ask_at = self._changed = self._started
+        self._last_at = self._started + wait - random.uniform(*_LAST)  # noqa: S311 - jitter
         self._owner: Owner | None = None
         self._last_seen: Owner | None = None
         self._silent_since: float | None = None
@@ -188,12 +191,14 @@ class _Waiting:
         now = time.monotonic()
         if owner != self._last_seen:
             self._last_seen, self._changed = owner, now
-        return pace.pause(
+        pause = pace.pause(
             now - self._started,
             chance=random.random(),  # noqa: S311 - jitter
             silent=now - self._changed,
             lease=owner.lease,
         )
+        last = self._last_at - now
+        return min(pause, last) if last > 0 else pause
 
     def _unanswered(self, exc: UnansweredError) -> Owner:
         """Bear with a lock's service that does not answer, for a while.

@@ -3,17 +3,24 @@
 Clients time out on silence alone: an answer that comes byte by byte, its headers too, holds them
 for ever. So the question is asked in a thread of its own, which nobody waits for past the end.
 What it asked for may still be done: that is for the asker to find out.
+
+Such threads last for as long as their answers trickle, and an owner asks for hours. So where many are
+left, a question waits until one of them ends, and counts as unanswered where none does.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, TypeVar
+import time
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _T = TypeVar("_T")
+MOST: Final = 32
+"""Questions of this process that may be under way: of one that is left, the answer may take an hour."""
+_under_way: Final = threading.BoundedSemaphore(MOST)
 
 
 class OverdueError(Exception):
@@ -33,8 +40,11 @@ def within(seconds: float, call: Callable[..., _T], *arguments: object, **more: 
         more: for it, by name.
 
     Raises:
-        OverdueError: it took longer.
+        OverdueError: it took longer, or too many before it still do.
     """
+    until, turns = time.monotonic() + seconds, _under_way
+    if not turns.acquire(timeout=seconds):
+        raise OverdueError(f"{MOST} questions before it are without a whole answer")
     returned: list[_T] = []
     raised: list[BaseException] = []
 
@@ -43,10 +53,16 @@ def within(seconds: float, call: Callable[..., _T], *arguments: object, **more: 
             returned.append(call(*arguments, **more))
         except BaseException as exc:  # noqa: BLE001 - it is raised where it is waited for
             raised.append(exc)
+        finally:
+            turns.release()
 
     thread = threading.Thread(target=run, name="question", daemon=True)
-    thread.start()
-    thread.join(seconds)
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads to be had
+        turns.release()
+        raise
+    thread.join(max(0.0, until - time.monotonic()))
     if raised:
         raise raised[0]
     if not returned:

@@ -6,11 +6,13 @@ was waited for, and is ended where a whole window brought less than a floor. The
 new one, inside its retry budget.
 
 Only waiting for bytes counts. Neither a volume that is slow to write, nor a source that thinks
-before the first byte of an answer (the read timeout's matter), takes from the window.
+before the first byte of an answer (the read timeout's matter), takes from the window. Each answer
+begins a new one: a source that sends its headers and thinks again brings few bytes in small answers,
+however fast it is, and hundreds of them may come over one connection.
 
-Many connections over one slow link are served unevenly: of 32 that share 200 kB/s, TCP leaves some
-a quarter of their share for a minute. So one below the floor is spared where all of this process
-together bring more than as many at the floor would, and it an eighth of their mean.
+Many connections over one slow link are served unevenly: of 32 that share 100 kB/s, each would have
+about the floor, and TCP leaves some a quarter of that for a minute. So one below the floor is spared
+where those of its process together bring three times the floor, and it an eighth of their mean.
 
 The floor is far below any link that a model is fetched over: at its pace, 16 GB would take two months.
 """
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 
 FLOOR: Final = 3072
 """Bytes a second below which a connection trickles."""
-LINK: Final = 8 * FLOOR
-"""Bytes a second of all connections together from which on they may share a link unevenly."""
+LINK: Final = 3 * FLOOR
+"""Bytes a second of a process's connections together from which on they may share a link unevenly."""
 WINDOW: Final = 60.0
 """Seconds of waiting for bytes over which it is judged."""
 SHORT_WINDOW: Final = 15.0
@@ -117,7 +119,16 @@ def _paced(pool: type[Any], window: float) -> type[Any]:
         connection.connect(self)
         self.sock = _Socket(self.sock, str(self._tunnel_host or self.host), window)
 
-    paced = type(connection.__name__, (connection,), {"connect": connect})
+    def tunnel(self: Any) -> None:  # a proxy's answer, before TLS, which wants the socket itself
+        plain = self.sock
+        self.sock = _Socket(plain, str(self.host), window)
+        try:
+            connection._tunnel(self)  # noqa: SLF001 - http.client's, and urllib3's to call
+        finally:
+            if self.sock is not None:  # it closes what failed
+                self.sock = plain
+
+    paced = type(connection.__name__, (connection,), {"connect": connect, "_tunnel": tunnel})
     return type(pool.__name__, (pool,), {"ConnectionCls": paced})
 
 
@@ -151,10 +162,18 @@ class _Socket:
 
     def makefile(self, mode: str = "rb", buffering: int = -1) -> io.BufferedIOBase | io.RawIOBase:
         """Make a file to read from; http.client makes one for every answer."""
+        self._begin()
         raw = _Arrivals(self._sock.makefile(mode, 0), self)
         if not buffering:
             return raw
         return io.BufferedReader(raw, io.DEFAULT_BUFFER_SIZE if buffering < 0 else buffering)
+
+    def _begin(self) -> None:
+        """Begin a window with a new answer; what came before still tells the connection's rate."""
+        got, waited = self._before[0] + self.got, self._before[1] + self.waited
+        part = self.window / max(waited, self.window)
+        self._before = int(got * part), waited * part
+        self.got, self.waited = 0, 0.0
 
     def judge(self) -> None:
         """Judge a window that is over, and begin another.

@@ -65,22 +65,28 @@ given: one with further arguments is not harvested. */}}
 {{- end }}
 
 {{- /* How many ranks an engine has in its pod: those of vllmConfig, and what its extraArgs say, which come later and
-win. Of data parallel ranks, those that this pod runs. */}}
+win. Of data parallel ranks, those that this pod runs; where vLLM's own processes span nodes, this one's. A flag may be
+cut short, as argparse takes it. */}}
 {{- define "warmer.ranks" -}}
 {{- $config := .vllmConfig | default dict }}
-{{- $sizes := dict "tensor" (int ($config.tensorParallelSize | default 1)) "pipeline" (int ($config.pipelineParallelSize | default 1)) "data" 1 "local" 0 }}
-{{- $flags := dict "--tensor-parallel-size" "tensor" "-tp" "tensor" "--pipeline-parallel-size" "pipeline" "-pp" "pipeline" "--data-parallel-size" "data" "-dp" "data" "--data-parallel-size-local" "local" "-dpl" "local" "--data-parallel-rank" "one" "-dpn" "one" }}
+{{- $sizes := dict "tensor" (int ($config.tensorParallelSize | default 1)) "pipeline" (int ($config.pipelineParallelSize | default 1)) "context" 1 "nodes" 1 "data" 1 "local" 0 }}
+{{- $flags := dict "--tensor-parallel-size" "tensor" "-tp" "tensor" "--pipeline-parallel-size" "pipeline" "-pp" "pipeline" "--prefill-context-parallel-size" "context" "-pcp" "context" "--nnodes" "nodes" "-n" "nodes" "--data-parallel-size" "data" "-dp" "data" "--data-parallel-size-local" "local" "-dpl" "local" "--data-parallel-rank" "one" "-dpn" "one" }}
 {{- $words := $config.extraArgs | default list }}
 {{- range $at, $word := $words }}
 {{- $parts := splitn "=" 2 $word }}
-{{- with get $flags ($parts._0 | replace "_" "-") }}
+{{- $flag := $parts._0 | replace "_" "-" }}
+{{- range $known := list "--tensor-parallel-size" "--pipeline-parallel-size" }}
+{{- if and (gt (len $flag) 5) (hasPrefix $flag $known) }}{{ $flag = $known }}{{ end }}
+{{- end }}
+{{- with get $flags $flag }}
 {{- $value := $parts._1 }}
 {{- if not (contains "=" $word) }}{{ $value = "" }}{{ if lt (add1 $at) (len $words) }}{{ $value = index $words (int (add1 $at)) }}{{ end }}{{ end }}
 {{- if eq . "one" }}{{ $_ := set $sizes "local" 1 }}
 {{- else if regexMatch "^[1-9][0-9]*$" $value }}{{ $_ := set $sizes . (int $value) }}{{ end }}
 {{- end }}
 {{- end }}
-{{- mul $sizes.tensor $sizes.pipeline ($sizes.local | default $sizes.data) }}
+{{- $world := mul $sizes.tensor $sizes.pipeline $sizes.context ($sizes.local | default $sizes.data) }}
+{{- div (add $world $sizes.nodes -1) $sizes.nodes }}
 {{- end }}
 
 {{- /* A GPU for each rank, in the server and in whatever builds its kernels: 0 is none. */}}
