@@ -14,7 +14,7 @@ import structlog
 
 from warmer import clearing, stages, tally, tuning, usage
 from warmer.errors import BusyError, IntegrityError, NotWarmError, VolumeError, WarmerError
-from warmer.fill import publish, restore, stagings, uses
+from warmer.fill import members, publish, restore, stagings, uses
 from warmer.fill.claim import Claims
 from warmer.fill.locks import file as file_lock
 from warmer.fill.locks.record import Owner
@@ -188,7 +188,7 @@ def _fill_kernels(
             failure = exc
             _log.warning("a sealed piece is corrupt, moving it aside", failure=exc.message)
             try:
-                stages.set_aside(s, claims)
+                stages.set_aside(s, claims, unpacking=exc.reason == members.UNFIT)
             except WarmerError as also:
                 return _cold(s, outcome, also)
         except VolumeError as exc:

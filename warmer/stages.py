@@ -27,6 +27,8 @@ _log = structlog.get_logger(__name__)
 _VISIBLE: Final = 90.0
 """Seconds for another owner's publish to become visible: NFS remembers a missing name up to 60."""
 _AGAIN: Final = 1.0
+_READ: Final = ("sealed", "stale")
+"""Verdicts on what is restored, or built upon."""
 
 
 def fill_weights(s: Situation, step: Step, claims: Claims) -> weights.Filled | None:
@@ -187,24 +189,43 @@ def _builder(s: Situation, stack: Stack) -> kernels.Builder:
     )
 
 
-def set_aside(s: Situation, claims: Claims) -> None:
+def set_aside(s: Situation, claims: Claims, *, unpacking: bool) -> None:
     """Quarantine every sealed kernel generation whose bytes are not what its seal says.
+
+    Args:
+        s: whose pieces.
+        claims: for their locks.
+        unpacking: whether to try as well if they can be unpacked: who sealed one may have sealed
+            what nobody can restore.
 
     Raises:
         VolumeError: the volume failed.
         BusyError: another owner holds the lock.
         LockError: the lock's service failed or refused.
     """
-    for kind, key in _kernel_keys(s).items():
-        if s.held.held[kind].verdict not in ("sealed", "stale"):
+    keys = _kernel_keys(s)
+    there = _look(s, keys)  # the one of `s` may be from before a pull
+    for kind, key in keys.items():
+        if there[kind].verdict not in _READ:
             continue
         wait = 2 * s.settings.lock.lease if s.settings.wait is None else s.settings.wait
         with claims.claim(key, wait=wait, filled=lambda: False):
-            held = _look(s, {kind: key})[kind]  # another pod may have been here meanwhile
-            whole = held.verdict in ("sealed", "stale")
-            if whole and not restore.intact(s.volume, key, held.generation):
+            while True:  # what is older may be of the same writer
+                held = _look(s, {kind: key})[kind]  # another pod may have been here meanwhile
+                if held.verdict not in _READ or _sound(s, key, held, unpacking=unpacking):
+                    break
                 place = publish.quarantine(s.volume, key, held.generation)
                 _log.warning("quarantined", kind=kind, key=key.short, place=place)
+
+
+def _sound(s: Situation, key: Key, held: Held, *, unpacking: bool) -> bool:
+    """Whether a generation is what its seal says, and can be restored where that is asked."""
+    number, trust = held.generation, s.settings.trust
+    return restore.intact(s.volume, key, number) and (
+        not unpacking
+        or held.restored
+        or restore.unpacks(s.volume, s.warm, key, number, trust=trust)
+    )
 
 
 def retire(s: Situation, claims: Claims) -> None:

@@ -137,7 +137,7 @@ def test_what_crashed_the_engine_here_is_not_pulled_again_but_replaced(fleet):
     assert done.json["warm"] is True
     assert len(node.engine.starts) == starts + 1
     events = [line["event"] for line in fleets.warnings(done)]
-    assert "a piece in the bucket crashed the engine here" in events
+    assert "a piece in the bucket was moved aside here" in events
     assert [name.split("-")[0] for name in runs.listing(f"{node.volume}/v1/quarantine")] == [
         "compile"
     ]

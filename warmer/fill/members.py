@@ -26,6 +26,8 @@ MOST: Final = 1_000_000
 """Files that a manifest may name; vLLM's largest trees have thousands."""
 LONGEST: Final = 256 * MOST
 """Bytes of a manifest at most."""
+UNFIT: Final = "bad-archive"
+"""The reason of errors that are met again however often the same bytes are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,6 @@ def refuse(path: str, why: str) -> IntegrityError:
     """Make the error of an archive, or a manifest, that is not what it should be."""
     return IntegrityError(
         f"got {path} refused ({why}), expected what the manifest says",
-        reason="bad-archive",
+        reason=UNFIT,
         hint="run `warmer prefill`: it moves what is corrupt aside and fills it again",
     )

@@ -63,16 +63,19 @@ def _read(
                 reason="foreign-seal",
                 hint="something else writes on the volume; run `warmer prefill` again",
             ) from exc
-        try:
-            data = regular.read(path, most=members.LONGEST)
-        except regular.OddFileError as exc:
-            raise _odd(path, exc) from exc
     if why := inventory.objection(record, key, generation, trust):
         raise IntegrityError(
             f"got {directory}, which {why}, expected what was looked at",
             reason="signature-rejected" if trust.keys else "foreign-seal",
             hint="something else writes on the volume; run `warmer prefill` again",
         )
+    if all(file.path != MANIFEST for file in record.files):
+        raise members.refuse(directory, f"its seal names no {MANIFEST}")
+    with using("the volume"):
+        try:
+            data = regular.read(path, most=members.LONGEST)
+        except regular.OddFileError as exc:
+            raise _odd(path, exc) from exc
     _compare(path, hashlib.sha256(data).hexdigest(), record)
     return record, members.parse(data, where=path), hashlib.sha256(seal_data).hexdigest()
 
@@ -138,6 +141,20 @@ def whole(directory: str) -> bool:
     return True
 
 
+def unpacks(volume: Volume, warm: WarmDir, key: Key, generation: int, *, trust: Trust) -> bool:
+    """Try whether a generation can be unpacked; False where no look at its bytes ever ends well.
+
+    Raises:
+        VolumeError: the volume or the warm dir failed.
+    """
+    try:
+        _, fresh, _ = _unpacked(volume, warm, key, generation, trust)
+    except IntegrityError as exc:
+        return exc.reason != members.UNFIT
+    shutil.rmtree(fresh, ignore_errors=True)
+    return True
+
+
 def restore(
     volume: Volume, warm: WarmDir, key: Key, generation: int, *, trust: Trust
 ) -> members.Manifest:
@@ -150,6 +167,26 @@ def restore(
         IntegrityError: the archive is not what its seal says, or nobody who is trusted says it; the
             old tree stays.
         VolumeError: the volume or the warm dir failed.
+    """
+    manifest, fresh, seal_sha256 = _unpacked(volume, warm, key, generation, trust)
+    try:
+        with using("the warm dir"):
+            forget(warm, key.kind)
+            os.rename(fresh, warm.tree(key.kind))
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    record(warm, key, generation, seal_sha256, holds=manifest.members)
+    return manifest
+
+
+def _unpacked(
+    volume: Volume, warm: WarmDir, key: Key, generation: int, trust: Trust
+) -> tuple[members.Manifest, str, str]:
+    """Unpack a generation beside its place.
+
+    Returns:
+        What it holds, where that lies, and the sha256 of the seal that says so.
     """
     sealed, manifest, seal_sha256 = _read(volume, key, generation, trust)
     directory = volume.generation(key.kind, key.digest, generation)
@@ -165,13 +202,10 @@ def restore(
         with using("the warm dir or the volume"):
             os.makedirs(warm.cache, exist_ok=True)
             archive.unpack(sources, manifest, fresh)
-            forget(warm, key.kind)
-            os.rename(fresh, warm.tree(key.kind))
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    record(warm, key, generation, seal_sha256, holds=manifest.members)
-    return manifest
+    return manifest, fresh, seal_sha256
 
 
 def forget(warm: WarmDir, kind: Kind) -> bool:

@@ -183,7 +183,7 @@ class Puller:
         for found in catalogue.acceptable(self._bucket, key, there, self._trust):
             if retired.here(self._volume, found.seal):
                 _log.warning(
-                    "a piece in the bucket crashed the engine here",
+                    "a piece in the bucket was moved aside here",
                     kind=key.kind,
                     number=found.number,
                 )

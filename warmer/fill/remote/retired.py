@@ -1,4 +1,4 @@
-"""Pieces of a bucket that this volume has moved aside because they crashed the engine.
+"""Pieces of a bucket that this volume has moved aside: they crashed the engine, or do not unpack.
 
 They lie in quarantine as they were sealed; what was found corrupt lies there too, and its bytes in
 the bucket may be good.
