@@ -193,6 +193,15 @@ def torn(paths: Collection[str], added: Container[str], ours: World) -> list[str
     return sorted(bad)
 
 
+def mixed(mine: Iterable[str], theirs: Iterable[str]) -> bool:
+    """Whether two FlashInfer trees have tuning in one place for different ranks.
+
+    As one tree it would be taken for what one run has found.
+    """
+    ours, others = _groups(mine, _TUNING), _groups(theirs, _TUNING)
+    return any(ours[group] != others[group] for group in ours.keys() & others.keys())
+
+
 def _groups(paths: Iterable[str], pattern: re.Pattern[str]) -> dict[str, set[Rank]]:
     """Directory whose files go together → the ranks that have theirs there."""
     groups: dict[str, set[Rank]] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 import fleets
 import runs
+import volumes
 
 NEVER = ("--compile", "never")
 SHARED = ("flashinfer", "jit")
@@ -98,16 +99,31 @@ def test_a_volume_that_grew_by_itself_takes_nothing_away_here_or_there(fleet):
     warned = [line["event"] for line in fleets.warnings(done)]
     assert warned == ["a piece in the bucket needs another that cannot be had"], done.err
     assert ops(pod) == ["three", "two"]
-    said = [
-        line["kind"] for line in done.logged if line["event"].startswith("not pushed: the bucket")
-    ]
-    assert said == list(SHARED)
+    joined = [line["kind"] for line in done.logged if line.get("joined")]
+    assert joined == list(SHARED)
     assert fleet.objects().items() >= before.items()
-    assert compiled(fleet).keys() == {
-        (seal["key"], seal["generation"])
-        for name, seal in ((n, json.loads(d)) for n, d in before.items() if n.startswith("seals/c"))
-    }, "a compile piece is not pushed without what it was built beside"
     fleet.check()
+    last = second(fleet.node())
+    assert last.warmed(*NEVER, env=fleet.env()).json["warm"] is True
+    assert ops(last) == ["one", "three", "two"]
+
+
+def test_a_node_that_lives_on_while_others_push_passes_on_what_it_builds(fleet):
+    node = fleet.node()
+    node.warmed(*NEVER, env=fleet.env())
+    second(fleet.node()).warmed(env=of(fleet, "two"))
+    fleet.at(node)
+    for op, length in (("three", "128"), ("four", "64")):
+        done = node.warmed(env=of(fleet, op), serve=("--max-model-len", length))
+        assert set(done.json["pushed_bytes"]) == {*SHARED, "compile"}
+        fleet.check()
+        assert node.run("plan", serve=("--max-model-len", length), env=fleet.away()).code == 0
+        fleet.at(node)
+    last = fleet.node()
+    done = last.warmed(*NEVER, serve=("--max-model-len", "64"), env=fleet.env())
+    assert done.json["warm"] is True
+    assert ops(last) == ["four", "one", "three", "two"]
+    volumes.assert_invariants(last.volume, warm=[last.warm], clean=True)
 
 
 def test_a_node_that_starts_afresh_brings_together_what_two_could_not(fleet):

@@ -1,6 +1,7 @@
 """Several who push into one bucket at once: of one number one wins, and nothing gets lost."""
 
 import os
+import random
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,11 @@ import fleets
 import runs
 import volumes
 
+from warmer import trust
 from warmer.errors import IntegrityError, SourceError
+from warmer.fill import archive, members
 from warmer.fill.remote import bucket as buckets
+from warmer.fill.remote import catalogue
 from warmer.fill.remote.push import Pusher
 from warmer.fill.sources.retry import Trying
 from warmer.layout import Volume
@@ -32,15 +36,15 @@ def here(empty, monkeypatch):
     return empty
 
 
-def pusher(fleet, top, key, tree, needs=None):
+def pusher(fleet, top, key, tree, *, needs=None, trust=ANYBODY):
     """A volume with one piece, and who pushes from it."""
     (top / "volume").mkdir(parents=True)
     volume = Volume(str(top / "volume"))
     for path, data in tree.items():
         (top / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
         (top / "tree" / path).write_bytes(data)
-    volumes.fill_tree(volume, key, top / "tree", needs=needs)
-    return Pusher(buckets.Bucket(parse_remote(fleet.url), Trying(budget=5)), volume, ANYBODY)
+    volumes.fill_tree(volume, key, top / "tree", needs=needs, trust=trust)
+    return Pusher(buckets.Bucket(parse_remote(fleet.url), Trying(budget=5)), volume, trust)
 
 
 def at_once(pushers, key):
@@ -78,6 +82,102 @@ def test_shared_kinds_pushed_at_once_never_lose_a_file_from_one_number_to_the_ne
     assert sizes[-1] == MANY
     for own, one in enumerate(pushers, 1):
         assert sizes[one._numbers["jit"] - 1] >= own, "the number holds what was pushed"
+
+
+def grow(one, key, generation, tree, top, **more):
+    """Publish the next generation of a volume: all of the last, and `tree`."""
+    for path, data in tree.items():
+        (top / "tree" / path).write_bytes(data)
+    volumes.fill_tree(one._volume, key, top / "tree", after=generation - 1, **more)
+
+
+def unpacked(fleet, record, top):
+    """What a piece in the bucket holds: path → bytes."""
+    top.mkdir()
+    for file in record["files"]:
+        (top / file["path"]).write_bytes(fleet.read(f"blobs/{file['sha256']}"))
+    manifest = members.parse((top / "manifest.json").read_bytes(), where="the bucket")
+    archives = sorted(str(path) for path in top.glob("*.tar.zst"))
+    archive.unpack(archives, manifest, str(top / "tree"))
+    return {path: (top / "tree" / path).read_bytes() for path in manifest.members}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_three_nodes_that_never_pull_bring_together_what_they_build(here, tmp_path, seed):
+    key, order = Key("jit", {"stack": "one"}), random.Random(seed)  # noqa: S311 - an order
+    nodes = [
+        pusher(here, tmp_path / name, key, {f"{name}-1.so": name.encode() * 500, "all.so": b"x"})
+        for name in "abc"
+    ]
+    turns = [(number, generation) for number in range(3) for generation in (2, 3)]
+    order.shuffle(turns)
+    held = [1, 1, 1]
+    for number in order.sample(range(3), 3):
+        nodes[number].push(key, 1)
+    for number, _ in turns:
+        held[number] += 1
+        name = "abc"[number]
+        more = {f"{name}-{held[number]}.so": os.urandom(1000)}
+        grow(nodes[number], key, held[number], more, tmp_path / name)
+        nodes[number].push(key, held[number])
+    here.check()
+    seals = here.seals("jit")
+    assert len(seals) == 3 + len(turns), "each push adds, and once"
+    expected = {
+        str(path.relative_to(tmp_path / name / "tree")): path.read_bytes()
+        for name in "abc"
+        for path in (tmp_path / name / "tree").iterdir()
+    }
+    assert unpacked(here, seals[len(seals)], tmp_path / "there") == expected
+    asked = here.objects()
+    for number in (*range(3), *range(3)):
+        nodes[number].push(key, held[number])
+    assert here.objects() == asked, "nothing is left to say"
+    assert {one._numbers["jit"] for one in nodes} == {len(seals)}
+    for one in nodes:
+        assert runs.listing(f"{one._volume.root}/v1/staging") == []
+
+
+def test_many_that_have_grown_apart_and_push_at_once_lose_nothing(here, tmp_path):
+    key = Key("jit", {"stack": "one"})
+    trees = [{f"{number}.so": bytes([number]) * 1000} for number in range(MANY)]
+    pushers = [pusher(here, tmp_path / str(n), key, tree) for n, tree in enumerate(trees)]
+    at_once(pushers, key)
+    here.check()
+    seals = here.seals("jit")
+    assert list(seals) == list(range(1, MANY + 1))
+    there = unpacked(here, seals[MANY], tmp_path / "there")
+    assert there == {path: data for tree in trees for path, data in tree.items()}
+
+
+def test_what_two_signers_built_is_signed_by_who_put_it_together(here, tmp_path):
+    key = Key("jit", {"stack": "one"})
+    for name in ("one", "two"):
+        trust.generate(str(tmp_path / name))
+    both = "".join((tmp_path / f"{name}.pub").read_text() for name in ("one", "two"))
+    for name in ("one", "two"):
+        signer = trust.load(str(tmp_path / name), both)
+        node = pusher(here, tmp_path / f"by-{name}", key, {f"{name}.so": b"x" * 99}, trust=signer)
+        node.push(key, 1)
+    (joined, *_) = catalogue.acceptable(node._bucket, key, [2, 1], trust.load(None, both))
+    assert joined.number == 2
+    assert list(joined.seal.signatures) == [signer.signing[0]]
+    assert unpacked(here, here.seals("jit")[2], tmp_path / "there").keys() == {"one.so", "two.so"}
+
+    reader = Pusher(node._bucket, node._volume, trust.load(None, both))
+    grow(node, key, 2, {"three.so": b"x"}, tmp_path / "by-two", trust=signer)
+    here.remove(here.seal_name("jit", 2))  # what is there lacks this one's now
+    reader.push(key, 2)
+    assert list(here.seals("jit")) == [1], "what it put together nobody would trust"
+
+
+def test_what_cannot_be_one_with_what_is_there_is_not_pushed(here, tmp_path):
+    key = Key("jit", {"stack": "one"})
+    pusher(here, tmp_path / "one", key, {"a": b"x", "b": b"x"}).push(key, 1)
+    other = pusher(here, tmp_path / "two", key, {"a/c": b"x"})
+    other.push(key, 1)
+    assert list(here.seals("jit")) == [1]
+    assert other._numbers == {}
 
 
 def test_the_same_piece_pushed_at_once_is_there_once(here, tmp_path):

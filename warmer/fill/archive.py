@@ -28,7 +28,7 @@ from warmer.observe import limits
 from warmer.seal import SealedFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from warmer.fill.members import Manifest, Member
 
@@ -45,6 +45,8 @@ _MOST: Final = 8
 """Archives of a tree: more threads than this wait for one interpreter."""
 _HEADERS: Final = 16 << 10
 """Bytes of tar's own around a member, at most: a long name, a large time, padding."""
+_CHANGED: Final = "it changed while it was packed"
+_OTHER_BYTES: Final = "its bytes are not what the manifest says"
 _MALFORMED: Final = (
     zstandard.ZstdError,
     tarfile.TarError,
@@ -114,6 +116,33 @@ def unpack(archives: Sequence[str], manifest: Manifest, target: str) -> None:
         raise refuse(target, f"{len(left)} files are missing, {min(left)} first")
 
 
+def sift(
+    archives: Sequence[str], manifest: Manifest, wanted: frozenset[str], target: str
+) -> SealedFile:
+    """Copy some of the members of archives into one of their own, without unpacking them.
+
+    Args:
+        archives: paths of all that `pack` wrote; whose bytes somebody vouches for.
+        manifest: what they hold together.
+        wanted: paths of members.
+        target: the new archive's path.
+
+    Raises:
+        IntegrityError: the archives are not what the manifest says.
+        OSError: from either side.
+    """
+
+    def fill(tar: tarfile.TarFile) -> None:
+        def take(source: IO[bytes], member: Member) -> None:
+            if member.path in wanted:
+                _add(tar, member, source, otherwise=_OTHER_BYTES)
+
+        if left := wanted.difference(_each(archives, manifest, take)):
+            raise refuse(archives[0], f"{len(left)} files are missing, {min(left)} first")
+
+    return _write(target, fill)
+
+
 def is_one(name: str) -> bool:
     """Whether a file of a generation is one of its archives."""
     return _NAME.fullmatch(name) is not None
@@ -134,6 +163,18 @@ def _deal(manifest: Manifest) -> list[list[Member]]:
 
 
 def _pack(tree: str, members: Sequence[Member], target: str) -> SealedFile:
+    def fill(tar: tarfile.TarFile) -> None:
+        for member in members:
+            with open(os.path.join(tree, member.path), "rb") as f:
+                if os.fstat(f.fileno()).st_size != member.size:
+                    raise refuse(member.path, _CHANGED)
+                _add(tar, member, f, otherwise=_CHANGED)
+
+    return _write(target, fill)
+
+
+def _write(target: str, fill: Callable[[tarfile.TarFile], None]) -> SealedFile:
+    """Write an archive that `fill` puts members into."""
     digest = hashlib.sha256()
     with open(target, "wb") as raw:
         compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
@@ -141,23 +182,31 @@ def _pack(tree: str, members: Sequence[Member], target: str) -> SealedFile:
             compressor.stream_writer(cast("IO[bytes]", _Tee(raw, digest)), closefd=False) as out,
             tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar,
         ):
-            for member in members:
-                info = tarfile.TarInfo(member.path)
-                info.size, info.mode = member.size, member.mode
-                info.mtime = member.mtime_ns // 10**9
-                content = hashlib.sha256()
-                with open(os.path.join(tree, member.path), "rb") as f:
-                    if os.fstat(f.fileno()).st_size != member.size:
-                        raise refuse(member.path, "it changed while it was packed")
-                    tar.addfile(info, cast("IO[bytes]", _Hashed(f, content)))
-                if content.hexdigest() != member.sha256:
-                    raise refuse(member.path, "it changed while it was packed")
+            fill(tar)
         size = raw.tell()
     return SealedFile(os.path.basename(target), size, digest.hexdigest())
 
 
+def _add(tar: tarfile.TarFile, member: Member, source: IO[bytes], *, otherwise: str) -> None:
+    """Add a member's bytes; `otherwise` says what it is if they are not those of the manifest."""
+    info = tarfile.TarInfo(member.path)
+    info.size, info.mode = member.size, member.mode
+    info.mtime = member.mtime_ns // 10**9
+    content = hashlib.sha256()
+    tar.addfile(info, cast("IO[bytes]", _Hashed(source, content)))
+    if content.hexdigest() != member.sha256:
+        raise refuse(member.path, otherwise)
+
+
 def _extract_all(archives: Sequence[str], manifest: Manifest, target: str) -> list[str]:
     """Unpack archives, one after the other; says which members they held."""
+    return _each(archives, manifest, lambda source, member: _extract(source, member, target))
+
+
+def _each(
+    archives: Sequence[str], manifest: Manifest, take: Callable[[IO[bytes], Member], None]
+) -> list[str]:
+    """Have every member of archives taken, one after the other; says which there were."""
     left = dict(manifest.members)
     longest = sum(m.size + _HEADERS for m in left.values()) + _HEADERS
     for archive in archives:
@@ -171,7 +220,7 @@ def _extract_all(archives: Sequence[str], manifest: Manifest, target: str) -> li
                         raise refuse(info.name, "the manifest has no such file")
                     source = tar.extractfile(info)
                     if source is not None:
-                        _extract(source, member, target)
+                        take(source, member)
     return [path for path in manifest.members if path not in left]
 
 
@@ -199,7 +248,7 @@ def _extract(source: IO[bytes], member: Member, target: str) -> None:
             f.write(chunk)
         os.fchmod(f.fileno(), member.mode)
     if digest.hexdigest() != member.sha256:
-        raise refuse(member.path, "its bytes are not what the manifest says")
+        raise refuse(member.path, _OTHER_BYTES)
     os.utime(path, ns=(member.mtime_ns, member.mtime_ns))
 
 

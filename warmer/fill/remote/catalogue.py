@@ -65,7 +65,7 @@ def acceptable(bucket: Bucket, key: Key, numbers: Sequence[int], trust: Trust) -
         yield Found(number, record)
 
 
-def paths(bucket: Bucket, found: Found) -> frozenset[str]:
+def manifest(bucket: Bucket, found: Found) -> members.Manifest:
     """Read which files of the tree a piece in the bucket holds.
 
     Raises:
@@ -74,7 +74,12 @@ def paths(bucket: Bucket, found: Found) -> frozenset[str]:
     """
     (listing,) = (file for file in found.seal.files if file.path == MANIFEST)
     where = f"{MANIFEST} of {found.seal.kind} {found.number} of {bucket.url}"
-    return frozenset(members.parse(read(bucket, listing), where=where).members)
+    return members.parse(read(bucket, listing), where=where)
+
+
+def paths(bucket: Bucket, found: Found) -> frozenset[str]:
+    """Read the paths alone, likewise."""
+    return frozenset(manifest(bucket, found).members)
 
 
 def read(bucket: Bucket, file: seal.SealedFile) -> bytes:

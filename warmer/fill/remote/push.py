@@ -1,8 +1,8 @@
 """Bring kernels from the volume to the bucket: blobs first, the seal last, nothing ever replaced.
 
-Shared kinds only grow, as on a volume: one is put only where it has every file of the newest that
-is there, and where the newest has every file of it, that one stands for it. Two that each have
-what the other lacks are not merged here: the next pod pulls what is there, and builds upon it.
+Shared kinds only grow, as on a volume: what is put has every file of the newest that is there, and
+where the newest has every file of a piece, that one stands for it. Of two that each have what the
+other lacks, both together are put (`join`). The volume stays as it is: who pulls has both.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
 from warmer import regular, seal
 from warmer.errors import IntegrityError, SourceError, using
-from warmer.fill import restore
-from warmer.fill.remote import catalogue, retired
+from warmer.fill import archive, capacity, members, restore, stagings
+from warmer.fill.remote import catalogue, join, retired
+from warmer.layout import KEY
 from warmer.observe import inventory
 
 if TYPE_CHECKING:
@@ -32,6 +33,18 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 _RACES: Final = 8
 """Numbers lost to others before the push gives up."""
+
+
+class _Offer(NamedTuple):
+    """What is to be put.
+
+    Attributes:
+        record: its seal, with this volume's number and needs.
+        here: path of a sealed file → where it lies; the others are in the bucket.
+    """
+
+    record: seal.Seal
+    here: Mapping[str, str]
 
 
 class Pusher:
@@ -71,20 +84,35 @@ class Pusher:
         needs = self._needs(record)
         if needs is None:
             return
+        staging = stagings.name(self._volume, key)
+        try:
+            here = {file.path: os.path.join(directory, file.path) for file in record.files}
+            self._offer(key, _Offer(record, here), needs, staging)
+        finally:
+            stagings.discard(staging)
+
+    def _offer(
+        self, key: Key, own: _Offer, needs: Mapping[str, int], staging: stagings.Staging
+    ) -> None:
+        """Put what is here, or what it is together with what is there, under the next number."""
         for _ in range(_RACES):
             there = self._bucket.numbers(key)
             newest = next(catalogue.acceptable(self._bucket, key, there, self._trust), None)
-            same = newest is not None and newest.seal.files == record.files
-            if newest is not None and not same and not self._adds(newest, key, generation):
+            same = newest is not None and newest.seal.files == own.record.files
+            offer: _Offer | None = own
+            if newest is not None and not same:
+                offer = self._beside(newest, key, own, staging)
+            if offer is None:
                 return
-            self._put_blobs(key, record, directory)  # where it is the same, some may have expired
+            self._put_blobs(key, offer)  # where it is the same, some may have expired
             if newest is not None and same:
                 self._numbers[key.kind] = newest.number
                 return
             number = max(there, default=0) + 1
-            if self._put_seal(key, record, number, needs):
+            if self._put_seal(key, offer.record, number, needs):
                 self._numbers[key.kind] = number
-                _log.info("pushed", kind=key.kind, key=key.short, number=number)
+                joined = offer is not own
+                _log.info("pushed", kind=key.kind, key=key.short, number=number, joined=joined)
                 return
         raise SourceError(
             f"got no number for {key.kind} {key.short} in {self._bucket.url}, expected a free one",
@@ -100,38 +128,75 @@ class Pusher:
             return None
         return {kind: self._numbers[kind] for kind in record.needs}
 
-    def _adds(self, newest: Found, key: Key, generation: int) -> bool:
-        """Whether a piece adds to the bucket's newest and leaves nothing out, or that is of no use."""
+    def _beside(
+        self, newest: Found, key: Key, own: _Offer, staging: stagings.Staging
+    ) -> _Offer | None:
+        """Say what to put where something is there; None where that stands for what is here."""
         there = all(self._bucket.has(file) for file in newest.seal.files)
         if not there or retired.here(self._volume, newest.seal):
-            return True
+            return own
         if key.kind == "compile":  # another was faster, and theirs is as good
             self._numbers[key.kind] = newest.number
-            return False
+            return None
         try:
-            theirs = catalogue.paths(self._bucket, newest)
+            theirs = catalogue.manifest(self._bucket, newest)
         except (IntegrityError, SourceError) as exc:
             if isinstance(exc, SourceError) and exc.reason != "not-found":
                 raise
             _log.warning("a piece in the bucket is of no use", kind=key.kind, failure=exc.message)
-            return True
-        manifest, _ = restore.read_manifest(self._volume, key, generation, trust=self._trust)
-        mine = manifest.members.keys()
-        if mine <= theirs:
+            return own
+        generation = own.record.generation
+        mine, _ = restore.read_manifest(self._volume, key, generation, trust=self._trust)
+        standing = join.standing(mine.members.keys(), theirs.members.keys())
+        if standing == "covered":
             self._numbers[key.kind] = newest.number
-            return False
-        if not theirs <= mine:
+            return None
+        if standing == "grown":
+            return own
+        both = None
+        if not self._trust.forbids_publishing:  # nobody who trusts as this pod does would pull it
+            both = self._join(mine, theirs, newest, own, staging)
+        if both is None:
             _log.info(
-                "not pushed: the bucket has what is not here; who builds next has both",
+                "not pushed: the bucket has what is not here, and both cannot be one",
                 kind=key.kind,
                 number=newest.number,
             )
-            return False
-        return True
+        return both
 
-    def _put_blobs(self, key: Key, record: seal.Seal, directory: str) -> None:
-        for file in record.files:
-            path = os.path.join(directory, file.path)
+    def _join(
+        self,
+        mine: members.Manifest,
+        theirs: members.Manifest,
+        newest: Found,
+        own: _Offer,
+        staging: stagings.Staging,
+    ) -> _Offer | None:
+        """Make what is here and what is there one piece, in the staging directory."""
+        record = own.record
+        stagings.discard(staging)  # of a number that was lost
+        stagings.make(staging)
+        capacity.require(staging.path, record.size)
+        archives = [own.here[file.path] for file in record.files if archive.is_one(file.path)]
+        made = join.join(mine, archives, theirs, newest.seal.files, staging.path)
+        if made is None:
+            return None
+        there = {file.path for file in newest.seal.files if archive.is_one(file.path)}
+        here = {
+            file.path: os.path.join(staging.path, file.path)
+            for file in made
+            if file.path not in there
+        }
+        key_file = next(file for file in record.files if file.path == KEY)
+        record = dataclasses.replace(record, files=tuple(sorted([*made, key_file])))
+        signatures = self._trust.sign(seal.statement(record))
+        record = dataclasses.replace(record, signatures=signatures)
+        return _Offer(record, here | {KEY: own.here[KEY]})
+
+    def _put_blobs(self, key: Key, offer: _Offer) -> None:
+        for file in offer.record.files:
+            if (path := offer.here.get(file.path)) is None:
+                continue
             try:
                 with using("the volume"):
                     new = self._bucket.put(file, path)
