@@ -226,6 +226,8 @@ def test_a_warm_dir_that_fails_keeps_the_old_tree(volume, tmp_path, fault):
         with pytest.raises(VolumeError) as failed:
             restore.restore(volume, warm, KEY, 2, trust=ANYBODY)
         assert failed.value.reason == fault
+        with pytest.raises(VolumeError):  # which says nothing against the piece
+            restore.unpacks(volume, warm, KEY, 2, trust=ANYBODY)
         assert (content(warm), record(warm)["generation"]) == (1, 1)
         assert sorted(os.listdir(warm.cache)) == [KEY.kind, f"{KEY.kind}.restored.json"]
 
@@ -337,3 +339,33 @@ def test_an_engine_killed_while_it_builds_leaves_no_record_of_a_restored_tree(
     assert volumes.run_child(prefill), "the build outlived its engine's kill"
     assert (Path(warm.tree(KEY.kind)) / "ops/a.so").read_bytes() == b"half"
     assert not restored(volume, warm)
+
+
+UNFIT = {
+    "no archive": {"tree.tar.zst": b"written by something else"},
+    "an archive of other files": {"tree.tar.zst": ONE},
+    "no manifest": {"manifest.json": None},
+    "a manifest of another version": {"manifest.json": b'{"schema_version": 2}'},
+    "archives under another name": {"tree.tar.zst": None, "tree.tar": b"?"},
+}
+
+
+@pytest.mark.parametrize("how", UNFIT)
+def test_what_was_sealed_so_that_nobody_can_unpack_it_is_known_from_what_failed_here(
+    volume, warm, how
+):
+    (first, second) = (Path(volume.generation(KEY.kind, KEY.digest, n)) for n in (1, 2))
+    files = {name: (second / name).read_bytes() for name in ("tree.tar.zst", "manifest.json")}
+    files |= {
+        name: (first / name).read_bytes() if data is ONE else data
+        for name, data in UNFIT[how].items()
+    }
+    files = {name: data for name, data in files.items() if data is not None}
+    number = volumes.fill(volume, KEY, files, after=2)
+    assert restore.intact(volume, KEY, number), "its hashes are right"
+    restore.restore(volume, warm, KEY, 1, trust=ANYBODY)
+    assert not restore.unpacks(volume, warm, KEY, number, trust=ANYBODY)
+    assert restore.unpacks(volume, warm, KEY, 2, trust=ANYBODY)
+    assert content(warm) == 1, "the tree is left alone"
+    assert restored(volume, warm) is False
+    assert sorted(os.listdir(warm.cache)) == [KEY.kind, f"{KEY.kind}.restored.json"]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
 _MEMBERS: Final = 100_000
-_ARCHIVES: Final = 1000
+_ARCHIVES: Final = 256
 """What one piece may come to by joining: a seal and a manifest that every puller reads."""
 
 
