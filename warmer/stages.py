@@ -9,7 +9,7 @@ import structlog
 
 from warmer import secrecy
 from warmer.errors import SourceError, VolumeError, using
-from warmer.fill import crashes, kernels, progress, publish, restore, weights, workers
+from warmer.fill import corrupt, crashes, kernels, progress, publish, weights, workers
 from warmer.handoff import write
 from warmer.model import KERNEL_KINDS
 from warmer.observe import inventory, limits, numbers
@@ -27,8 +27,6 @@ _log = structlog.get_logger(__name__)
 _VISIBLE: Final = 90.0
 """Seconds for another owner's publish to become visible: NFS remembers a missing name up to 60."""
 _AGAIN: Final = 1.0
-_READ: Final = ("sealed", "stale")
-"""Verdicts on what is restored, or built upon."""
 
 
 def fill_weights(s: Situation, step: Step, claims: Claims) -> weights.Filled | None:
@@ -206,26 +204,16 @@ def set_aside(s: Situation, claims: Claims, *, unpacking: bool) -> None:
     keys = _kernel_keys(s)
     there = _look(s, keys)  # the one of `s` may be from before a pull
     for kind, key in keys.items():
-        if there[kind].verdict not in _READ:
+        if there[kind].verdict not in corrupt.READ:
             continue
+
+        def look(kind: Kind = kind, key: Key = key) -> Held:
+            return _look(s, {kind: key})[kind]
+
         wait = 2 * s.settings.lock.lease if s.settings.wait is None else s.settings.wait
         with claims.claim(key, wait=wait, filled=lambda: False):
-            while True:  # what is older may be of the same writer
-                held = _look(s, {kind: key})[kind]  # another pod may have been here meanwhile
-                if held.verdict not in _READ or _sound(s, key, held, unpacking=unpacking):
-                    break
-                place = publish.quarantine(s.volume, key, held.generation)
-                _log.warning("quarantined", kind=kind, key=key.short, place=place)
-
-
-def _sound(s: Situation, key: Key, held: Held, *, unpacking: bool) -> bool:
-    """Whether a generation is what its seal says, and can be restored where that is asked."""
-    number, trust = held.generation, s.settings.trust
-    return restore.intact(s.volume, key, number) and (
-        not unpacking
-        or held.restored
-        or restore.unpacks(s.volume, s.warm, key, number, trust=trust)
-    )
+            trust = s.settings.trust
+            corrupt.set_aside(s.volume, s.warm, key, look, trust=trust, unpacking=unpacking)
 
 
 def retire(s: Situation, claims: Claims) -> None:
