@@ -50,6 +50,8 @@ DAYS = 20
 """That pass at once: more than gc's --keep."""
 KILLED = 0.12
 """The share of prefills that are killed on their way, and of servers that are."""
+OURS = {"PYTHONPATH": os.path.realpath(os.path.join(HERE, "..", ".."))}
+"""The warmer of this very checkout is looked at, whichever one is installed."""
 OWN = 'mount --bind "$1" "$2" && mount --bind "$3" /tmp && shift 3 && exec "$@"'
 ADOPT = 36
 """PR_SET_CHILD_SUBREAPER: what a pod leaves behind comes to this process, and is counted."""
@@ -107,7 +109,7 @@ class Slot:
         )
         options = ("--quiet", "2", "--harvest-every", "4", "--harvest-most", "1000000")
         options += ("--http-port", str(self.http))
-        env = {"PATH": f"{place.engine.bin}:{os.defpath}"}
+        env = OURS | {"PATH": f"{place.engine.bin}:{os.defpath}"}
         self.env = env
         self.sidecar = beside.Sidecar(place, options, env=env, prefix=self.prefix)
 
@@ -259,7 +261,7 @@ class Soak:
         """Run gc once, beside whatever runs."""
         argv = [*runs.WARMER, "gc", "--json", "--volume", self.place.volume]
         try:
-            done = runs.finish(runs.spawn(argv, self.place.env()), 120)
+            done = runs.finish(runs.spawn(argv, self.place.env(OURS)), 120)
             assert done.code == 0, done
             self.counts.add("removed_kb", done.json["removed_bytes"] // 1024)
             self.counts.add("collections")
