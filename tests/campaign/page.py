@@ -101,8 +101,8 @@ Noticed, and as it is meant to be:
 - A real API server and real S3: the locks here speak to a stand-in and to SeaweedFS. CONTRIBUTING.md tells how to run the lock's suite on a cluster.
 - A real engine and real kernels: tests/engine. Models of gigabytes: `make bench`.
 - Bits that rot after they were sealed (`check --deep`, tests/volume), hostile writers (docs/security.md), more than three pods at a time.
-- Twenty tries in every cell: the recorded runs had a machine that was busy with other work. A pause, an outage and a power cut more often
-  than the table says is what `make campaign MINUTES=40 RECORD=tests/campaign/recorded.json` adds.
+- Twenty tries in every cell, and two hundred pauses: more than the table says is what `make campaign MINUTES=60
+  RECORD=tests/campaign/recorded.json` adds.
 - Several faults at once, but for those that a try makes by chance.
 """
 
@@ -183,8 +183,8 @@ def page():
     ]
     text += (
         f"\nIn all {total['tried']} faults in {total['episodes']} episodes, {total['kills']} of them "
-        f"kills and {total['pauses']} pauses: **{total['violations']} violations**"
-        f"{', told below: ' if bad else ''}{', '.join(bad)}.\n\n"
+        f"kills and {total['pauses']} pauses: **{total['violations']} violation{'s' * (total['violations'] != 1)}**"
+        f"{', told and mended below: ' if bad else ''}{', '.join(bad)}.\n\n"
         "| fault | what really happens | file | k8s | s3 | survived | violations |\n"
         "|---|---|---|---|---|---|---|\n"
     )
