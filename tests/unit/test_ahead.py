@@ -106,6 +106,15 @@ def test_all_that_a_start_reads_is_in_memory_afterwards(start):
     assert [resident(path) for path in start.all] == [1.0] * 5
 
 
+def test_a_file_whose_beginning_alone_is_in_memory_is_read(start):
+    with open(start.source, "rb", buffering=0) as stream:
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        stream.read(1)
+    assert 0 < resident(start.source) < 1
+    start.read()
+    assert resident(start.source) == 1.0
+
+
 def test_libraries_and_sources_come_first_and_then_shards_as_far_as_the_limit_goes(start):
     start.read(str((7 << 20) + (8 << 20)))
     assert [resident(path) for path in (start.library, start.source, start.config)] == [1.0] * 3

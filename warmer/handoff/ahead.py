@@ -169,12 +169,18 @@ def blocks(paths: Iterator[str], budget: Budget) -> Iterator[tuple[str, int]]:
 
 
 def read(path: str, offset: int) -> None:
-    """Read a block, unless its first byte is in memory."""
+    """Read a block, unless its first byte and its last are in memory.
+
+    One is not enough: asking for it has the kernel fetch some pages, and where the disk is quick
+    it is there before the answer.
+    """
     # Should a pipe be there by now, nobody waits for it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
+        last = min(offset + _BLOCK, os.fstat(descriptor).st_size) - 1
         with contextlib.suppress(OSError, NotImplementedError):  # not in memory, or cannot say
-            os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
+            for at in (offset, last):
+                os.preadv(descriptor, [bytearray(1)], at, os.RWF_NOWAIT)
             return
         os.pread(descriptor, _BLOCK, offset)
     finally:
