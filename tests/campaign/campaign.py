@@ -141,7 +141,7 @@ def run(base, *, seconds, workers, plant="", show=print, **play):
     return told
 
 
-def summary(told, *, base, seconds):
+def summary(told, *, base, seconds, only=""):
     """One object: the table, totals, and the seed of each violation."""
     cells = collections.defaultdict(lambda: {"tried": 0, "episodes": 0, "violations": []})
     for one in told:
@@ -156,6 +156,7 @@ def summary(told, *, base, seconds):
     pauses = sum(cell["tried"] for place, cell in cells.items() if place.startswith("pause/"))
     return {
         "campaign": base,
+        "only": only,
         "date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d"),
         "seconds": round(seconds),
         "cpus": len(os.sched_getaffinity(0)),
@@ -208,7 +209,8 @@ def main():
     chosen = given.seed.split(",") if single else base
     print(f"SEED={base}", flush=True)
     told = run(chosen, **how)
-    found = summary(told, base=base, seconds=time.monotonic() - began)
+    seconds = time.monotonic() - began
+    found = summary(told, base=base, seconds=seconds, only=given.only)
     print(table(found))
     if given.record:
         record(Path(given.record), found)
