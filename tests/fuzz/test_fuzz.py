@@ -55,7 +55,7 @@ def test_what_once_crashed_a_target_does_so_no_more(name):
 
 def campaign(out, *names, **how):
     if sys.version_info >= (3, 14) or platform.machine() != "x86_64":  # as pyproject.toml has it
-        pytest.skip("there is no wheel of atheris for this Python")
+        pytest.skip("there is no wheel of atheris for this Python, or this processor")
     env = os.environ | {"TARGETS": " ".join(names), "OUT": str(out)} | how
     argv = [sys.executable, os.path.join(HERE, "campaign.py")]
     done = subprocess.run(argv, capture_output=True, text=True, env=env)

@@ -1,5 +1,6 @@
 """One bench per lock, by name; the servers they talk to start when first asked for."""
 
+import contextlib
 import os
 import sys
 
@@ -93,16 +94,31 @@ class Far:
 
 
 @pytest.fixture(params=["k8s", "s3"])
-def far(request, tmp_path, monkeypatch):
-    bench = request.getfixturevalue("lease_bench" if request.param == "k8s" else "s3_bench")
-    server = request.getfixturevalue("lease_server") if request.param == "k8s" else s3.seaweed()
-    bench.lock()  # opened now, by the straight way
-    with Proxy(server.url if request.param == "k8s" else server.endpoint) as proxy:
-        if request.param == "k8s":
-            config = (tmp_path / "kubeconfig").read_text().replace(server.url, proxy.url)
-            (tmp_path / "kubeconfig").write_text(config)
-        else:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+def reached(request, tmp_path, monkeypatch):
+    """Have a lock's service reached, from then on, through what a class puts before its address."""
+
+    @contextlib.contextmanager
+    def through(link):
+        kind = request.param
+        bench = request.getfixturevalue("lease_bench" if kind == "k8s" else "s3_bench")
+        server = (
+            request.getfixturevalue("lease_server").url if kind == "k8s" else s3.seaweed().endpoint
+        )
+        bench.lock()  # opened now, by the straight way
+        with link(server) as between:
+            if kind == "k8s":
+                config = (tmp_path / "kubeconfig").read_text().replace(server, between.url)
+                (tmp_path / "kubeconfig").write_text(config)
+            else:
+                monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
+            yield bench, between
+
+    return through
+
+
+@pytest.fixture
+def far(reached):
+    with reached(Proxy) as (bench, proxy):
         yield Far(bench, proxy)
         proxy.faults.clear()
         proxy.accept()

@@ -10,7 +10,6 @@ import pytest
 sys.path.insert(0, os.path.dirname(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 import owner
-import s3
 from owner import KEY
 from runs import eventually
 from trickle import Trickle
@@ -27,18 +26,10 @@ RATE = 40.0
 """Bytes a second: an answer takes many seconds, and no two bytes of it one."""
 
 
-@pytest.fixture(params=["k8s", "s3"])
-def far(request, tmp_path, monkeypatch):
+@pytest.fixture
+def far(reached, monkeypatch):
     """A bench, an owner's lock that reaches it through a link, and the link."""
-    bench = request.getfixturevalue("lease_bench" if request.param == "k8s" else "s3_bench")
-    server = request.getfixturevalue("lease_server") if request.param == "k8s" else s3.seaweed()
-    bench.lock()  # opened now, by the straight way
-    with Trickle(server.url if request.param == "k8s" else server.endpoint) as link:
-        if request.param == "k8s":
-            config = (tmp_path / "kubeconfig").read_text().replace(server.url, link.url)
-            (tmp_path / "kubeconfig").write_text(config)
-        else:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", link.url)
+    with reached(Trickle) as (bench, link):
         lock = owner.open_lock(bench.at, me="far", lease=LEASE)
         monkeypatch.setattr(locks, "ANSWER", ANSWER)
         yield bench, lock, link

@@ -247,23 +247,14 @@ def test_a_listing_that_trickles_is_not_waited_for(hub):
         assert source.resolve().revision == hub.sha("org/big")
 
 
-def test_a_proxy_that_trickles_is_ended(hub, monkeypatch):
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_trickles_is_ended(hub, monkeypatch, scheme):
+    """With TLS to the hub it is asked to CONNECT, before the connection counts as made."""
     with Trickle(hub.url, down=40.0) as link:
-        monkeypatch.setenv("HTTP_PROXY", link.url)
+        monkeypatch.setenv(f"{scheme.upper()}_PROXY", link.url)
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
-        model, source = of_hub(hub, HF_ENDPOINT="http://hub.invalid")
-        message = trickles(source.open, model, SourceFile(BIG, SIZE), 0, SIZE)
-        assert "127.0.0.1" in message, "the proxy is what trickles"
-
-
-def test_a_proxy_whose_answer_to_connect_trickles_is_ended(hub, monkeypatch):
-    """There http.client reads before there is TLS, and before the connection counts as made."""
-    with Trickle(hub.url, down=40.0) as link:
-        monkeypatch.setenv("HTTPS_PROXY", link.url)
-        monkeypatch.delenv("NO_PROXY", raising=False)
-        monkeypatch.delenv("no_proxy", raising=False)
-        model, source = of_hub(hub, HF_ENDPOINT="https://hub.invalid")
+        model, source = of_hub(hub, HF_ENDPOINT=f"{scheme}://hub.invalid")
         message = trickles(source.open, model, SourceFile(BIG, SIZE), 0, SIZE)
         assert "127.0.0.1" in message, "the proxy is what trickles"
 
