@@ -27,7 +27,7 @@ lint: $(VENV)/.ready  ## ruff, mypy --strict, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(VENV)/.ready  ## make bench NAME=check|families|fill-hf|fill-s3|levers|noop-prefill|ranks|restore|scale|stampede|start
+bench: $(VENV)/.ready  ## make bench NAME=check|families|fill-hf|fill-s3|levers|noop-prefill|ranks|restore|scale|stack|stampede|start
 	@test -f "tests/bench/$(NAME).py" || { \
 	    echo "got NAME=$(NAME), expected one of: check families fill-hf fill-s3 levers noop-prefill ranks restore scale stampede start" >&2; exit 2; }
 	@$(BIN)/python "tests/bench/$(NAME).py"

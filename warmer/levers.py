@@ -50,8 +50,8 @@ LEVERS: Final = (
     ),
     Lever(
         "imports",
-        "no garbage is collected while vLLM is imported, and nobody asks again which packages are "
-        "installed",
+        "no garbage is collected while vLLM is imported, nobody asks again which packages are "
+        "installed, and Python's stack has room",
         "memory of the imports is kept from the collector, as vLLM does itself once it is ready",
     ),
     Lever(

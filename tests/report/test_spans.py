@@ -49,6 +49,15 @@ def test_a_server_that_was_stopped_early_still_tells_what_it_had_sent():
     assert "engine_init" not in start.phases
 
 
+def test_a_start_on_a_gpu_tells_of_its_weights_and_of_dynamo_what_its_log_does():
+    start = spans.read(recorded("spans-h200-warm-0.26.jsonl"))
+    assert start.phases["weights"] == pytest.approx(2.65, abs=0.02)
+    assert start.phases["dynamo"] == pytest.approx(3.91, abs=0.005)
+    assert start.phases["compile"] == pytest.approx(0.244, abs=0.01)  # what was loaded has no span
+    assert "engine_init" not in start.phases
+    assert start.total_s == pytest.approx(14.54, abs=0.01)
+
+
 def test_a_start_that_failed_was_never_ready():
     came = recorded("spans-failed-0.25.jsonl")
     assert spans.finished(came)

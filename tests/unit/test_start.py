@@ -251,6 +251,35 @@ def test_the_server_is_imported_and_what_it_left_is_no_garbage(engine):
     assert tells(engine)[:3] == (True, True, True)
 
 
+# Calls a function often at each depth of the stack, and says what pages that took at most.
+DEPTHS = """\
+import resource
+
+def leaf():
+    pass
+
+leaf.__code__ = leaf.__code__.replace(co_stacksize=64)
+
+def pages(depth):
+    if depth:
+        return pages(depth - 1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(1000):
+        leaf()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(max(pages(depth) for depth in range(700)))
+"""
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="this Python keeps a chunk of its stack")
+def test_python_has_room_for_the_stack_of_what_the_command_calls(engine):
+    words = [command(engine, f"#!{engine.python}", text=DEPTHS, name="depths")]
+    without, within = (int(run(*more, *words).stdout) for more in ((), (engine.python, START, "")))
+    assert without >= 1000, "Python maps a chunk and unmaps it with each call"
+    assert within < 100
+
+
 def test_who_wants_no_collector_gets_none(engine, tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import gc; gc.disable()\n")
     assert tells(engine, PYTHONPATH=str(tmp_path))[1] is False

@@ -3,13 +3,13 @@
     python start.py [--record=FILE] <notes, or nothing> <command> [arguments]
     python start.py --notes
 
-Most of a warm start is Python importing vLLM. Three things of that are avoidable. The garbage
+Most of a warm start is Python importing vLLM. Four things of that are avoidable. The garbage
 collector goes over a million objects again and again that are all there to stay: it rests until the
 imports are done, and leaves them alone afterwards, as vLLM itself does once it is ready.
 transformers asks which packages are installed, for which Python reads the metadata of each; and it
 reads the source of each of its models to know what they define. The notes hold both answers of the
 build run, and are used where the same distributions are installed, and the models' files are as
-many and as long; ``--notes`` prints them.
+many and as long; ``--notes`` prints them. Python's own stack, at last, gets room (`main`).
 
 A start that somebody stops, a node that is drained, has not crashed. Only the process itself hears
 of it: at SIGTERM the record of the start (`ready.py`) goes, and then the command is told. Not after
@@ -32,14 +32,12 @@ import shutil
 import signal
 import sys
 import time
-from importlib.machinery import PathFinder, SourceFileLoader
-from types import ModuleType
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import FrameType, ModuleType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from importlib.machinery import ModuleSpec
-    from types import FrameType
     from typing import Any
 
 # What `vllm serve` imports before it looks at its arguments, in its order.
@@ -248,6 +246,12 @@ def main(
         gc.enable()
     gc.freeze()
     run(module, command[0])
+
+
+# Python keeps frames in chunks of 16 KiB, and up to 3.12 maps and unmaps one for each call that crosses
+# an end: whole phases of a forked engine took two or three times as long (CPython's issue 142183). A
+# frame that wants half of a larger chunk gets one, untouched, and all that it calls has the rest.
+main.__code__ = main.__code__.replace(co_stacksize=1 << 15)
 
 
 def pose(command: Sequence[str], module: str) -> None:
