@@ -1,6 +1,7 @@
 """What is read into the page cache ahead of a start (`warmer.handoff.ahead`), seen in the page cache."""
 
 import ctypes
+import errno
 import json
 import mmap
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -130,12 +132,62 @@ def test_nothing_is_read_where_nothing_may_be(start):
 def test_what_is_in_memory_is_not_read_again(start, monkeypatch):
     start.shards[0].read_bytes()
     read = []
-    pread = os.pread
-    monkeypatch.setattr(ahead.os, "pread", lambda fd, *at: read.append(at) or pread(fd, *at))
-    ahead.read(str(start.shards[0]), 0)
+    fetch = ahead.fetch
+    monkeypatch.setattr(ahead, "fetch", lambda fd, *at: read.append(at) or fetch(fd, *at))
+    ahead.read(str(start.shards[0]), 0, nothing)
     assert read == []
-    ahead.read(str(start.shards[1]), 0)
-    assert len(read) == 1
+    ahead.read(str(start.shards[1]), 0, nothing)
+    assert [end - begin for begin, end in read] == [1 << 20] * 8
+
+
+def test_a_filesystem_that_copies_nothing_for_others_is_read_all_the_same(start, monkeypatch):
+    def sendfile(*_):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(ahead.os, "sendfile", sendfile)
+    ahead.read(str(start.shards[0]), 0, nothing)
+    assert resident(start.shards[0]) == 1.0
+
+
+def test_weights_give_way_to_a_server_that_waits_for_the_disk(start, tmp_path, monkeypatch):
+    """Its main thread is where one is that waits for a disk: what it spawned opens a pipe first."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    waits = subprocess.Popen([sys.executable, "-c", WAITS, pipe], stdin=subprocess.PIPE)
+    slept = []
+    monkeypatch.setattr(ahead, "time", SimpleNamespace(sleep=slept.append))
+    try:
+        runs.eventually(lambda: state(waits.pid) == "D")
+        ahead.politely(waits.pid)()
+        assert len(slept) == 10, "it gives way for so long, and no longer"
+        slept.clear()
+        with open(pipe, "wb"):
+            runs.eventually(lambda: state(waits.pid) != "D")
+        ahead.politely(waits.pid)()
+    finally:
+        waits.kill()
+        waits.wait()
+    ahead.politely(waits.pid)()
+    assert slept == [], "one that waits for no disk, or is gone"
+    asked = []
+    ahead.read(str(start.shards[0]), 0, lambda: asked.append(resident(start.shards[0]) < 1))
+    assert asked == [True] * 8, "before each piece"
+
+
+WAITS = """\
+import os, sys
+opens = [(os.POSIX_SPAWN_OPEN, 9, sys.argv[1], os.O_RDONLY, 0)]
+os.posix_spawn("/bin/true", ["true"], {}, file_actions=opens)
+sys.stdin.read()
+"""
+
+
+def state(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def nothing():
+    pass
 
 
 def test_without_notes_tree_or_model_the_rest_is_read(start):
@@ -164,8 +216,7 @@ def test_what_is_no_file_is_left_out_and_nobody_waits_for_it(start):
 
 def test_a_pipe_that_came_instead_of_a_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="Illegal seek"):
-        ahead.read(str(tmp_path / "pipe"), 0)
+    ahead.read(str(tmp_path / "pipe"), 0, nothing)
 
 
 def test_a_huge_file_of_holes_ends_at_the_limit(start):
@@ -181,11 +232,11 @@ def test_a_file_that_cannot_be_read_ends_no_thread(monkeypatch, start):
     tried = []
     plain = ahead.read
 
-    def read(path, offset):
+    def read(path, offset, give_way):
         tried.append(path)
         if len(tried) <= 3 * ahead._THREADS:
             raise OSError(5, "Input/output error")
-        plain(path, offset)
+        plain(path, offset, give_way)
 
     monkeypatch.setattr(ahead, "read", read)
     start.note([str(start.library)] * 3 * ahead._THREADS)

@@ -5,14 +5,16 @@
 
 On a node that has not served this model, shared libraries, sources and weights come from a disk at
 the moment they are needed, one after another. Here several threads read them at once: libraries and
-sources first, then the shards as vLLM opens them, with fewer. What is in memory already is passed over. No more
-is read than memory holds beside the server, and no further block once the server has ended. One file,
-the standard library alone, Python 3.9 or newer; whatever cannot be read is left out.
+sources first, then the shards as vLLM opens them, with fewer, which give way where the server waits for
+the disk itself. What is in memory already is passed over. No more is read than memory holds beside the
+server, and no further block once the server has ended. One file, the standard library alone, Python 3.9
+or newer; whatever cannot be read is left out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -21,12 +23,15 @@ import select
 import stat
 import sys
 import threading
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _BLOCK = 8 << 20
+_PIECE = 1 << 20
+"""Read at once: so long the disk is taken at most when the server comes to need it."""
 _THREADS = 8
 _SHARDS = 2
 """Threads that read weights: eight made the imports beside them half as long again (benchmarks.md)."""
@@ -168,7 +173,7 @@ def blocks(paths: Iterator[str], budget: Budget) -> Iterator[tuple[str, int]]:
             yield path, offset
 
 
-def read(path: str, offset: int) -> None:
+def read(path: str, offset: int, give_way: Callable[[], None]) -> None:
     """Read a block, unless its first byte and its last are in memory.
 
     One is not enough: asking for it has the kernel fetch some pages, and where the disk is quick
@@ -177,14 +182,52 @@ def read(path: str, offset: int) -> None:
     # Should a pipe be there by now, nobody waits for it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        last = min(offset + _BLOCK, os.fstat(descriptor).st_size) - 1
+        end = min(offset + _BLOCK, os.fstat(descriptor).st_size)
         with contextlib.suppress(OSError, NotImplementedError):  # not in memory, or cannot say
-            for at in (offset, last):
+            for at in (offset, end - 1):
                 os.preadv(descriptor, [bytearray(1)], at, os.RWF_NOWAIT)
             return
-        os.pread(descriptor, _BLOCK, offset)
+        while offset < end:
+            give_way()
+            offset = fetch(descriptor, offset, min(offset + _PIECE, end))
     finally:
         os.close(descriptor)
+
+
+def fetch(descriptor: int, offset: int, end: int) -> int:
+    """Have the kernel read a part of a file, copied nowhere if the filesystem can do that.
+
+    A copy costs the processors, which import meanwhile, ten times as much as all the rest.
+
+    Returns:
+        The end of the part.
+    """
+    with contextlib.suppress(OSError):  # it cannot, or the disk is broken
+        at = offset
+        while at < end and (sent := os.sendfile(_nowhere(), descriptor, at, end - at)):
+            at += sent
+        return end
+    os.pread(descriptor, end - offset, offset)
+    return end
+
+
+@functools.cache
+def _nowhere() -> int:
+    return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+
+
+def politely(pid: int) -> Callable[[], None]:
+    """Make what waits, a few ms at most, while a process's main thread waits for a disk."""
+
+    def give_way() -> None:
+        with contextlib.suppress(OSError, IndexError):
+            for _ in range(10):
+                with open(f"/proc/{pid}/stat", "rb") as f:
+                    if f.read().rpartition(b")")[2].split()[0] != b"D":
+                        return
+                time.sleep(0.0005)
+
+    return give_way
 
 
 def living(pid: int) -> Callable[[], bool]:
@@ -198,14 +241,19 @@ def living(pid: int) -> Callable[[], bool]:
     return lambda: not end.poll(0)
 
 
-def spread(work: Iterator[tuple[str, int]], threads: int, lives: Callable[[], bool]) -> None:
+def spread(
+    work: Iterator[tuple[str, int]],
+    threads: int,
+    lives: Callable[[], bool],
+    give_way: Callable[[], None] = lambda: None,
+) -> None:
     """Read blocks with several threads, until the server is gone."""
     todo: queue.Queue[tuple[str, int] | None] = queue.Queue(2 * threads)
 
     def reader() -> None:
         while (block := todo.get()) is not None:
             with contextlib.suppress(Exception):  # whoever ended here would be waited for
-                read(*block)
+                read(*block, give_way)
 
     readers = [threading.Thread(target=reader) for _ in range(threads)]
     for one in readers:
@@ -228,7 +276,7 @@ def main(server: str, limit: str, *places: str) -> None:
     lives = living(int(server))
     budget = Budget(room() if limit == "auto" else min(int(limit), room()))
     spread(blocks(imported(notes, tree), budget), _THREADS, lives)
-    spread(blocks(shards(model, *map(int, stages)), budget), _SHARDS, lives)
+    spread(blocks(shards(model, *map(int, stages)), budget), _SHARDS, lives, politely(int(server)))
 
 
 if __name__ == "__main__":
