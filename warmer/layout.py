@@ -9,6 +9,7 @@ The volume, shared by many pods and written by warmer alone::
             tree.tar.zst, manifest.json     kernels: one archive, and what is inside it
             seal.json                       written last: every file's size and sha256
         staging/<kind>-<key>-<nonce>/       a generation being filled; becomes one by rename
+                                            (a push's: what goes to a bucket and is removed)
         locks/<kind>-<key>.lock             held while that key is being filled; replaced at a takeover
         locks/gc.lock                       one gc at a time works on a volume
         refs/<slug>.json                    what a moving revision resolved to, when the hub was asked

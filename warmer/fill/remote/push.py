@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 
 from warmer import regular, seal
-from warmer.errors import IntegrityError, SourceError, using
+from warmer.errors import IntegrityError, SourceError, VolumeError, using
 from warmer.fill import archive, capacity, members, restore, stagings
 from warmer.fill.remote import catalogue, join, retired
 from warmer.layout import KEY
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 _RACES: Final = 8
-"""Numbers lost to others before the push gives up."""
+"""Numbers or stagings lost to others before the push gives up."""
 
 
 class _Offer(NamedTuple):
@@ -84,41 +84,55 @@ class Pusher:
         needs = self._needs(record)
         if needs is None:
             return
-        staging = stagings.name(self._volume, key)
-        try:
-            here = {file.path: os.path.join(directory, file.path) for file in record.files}
-            self._offer(key, _Offer(record, here), needs, staging)
-        finally:
-            stagings.discard(staging)
+        here = {file.path: os.path.join(directory, file.path) for file in record.files}
+        self._offer(key, _Offer(record, here), needs)
 
-    def _offer(
-        self, key: Key, own: _Offer, needs: Mapping[str, int], staging: stagings.Staging
-    ) -> None:
-        """Put what is here, or what it is together with what is there, under the next number."""
-        for _ in range(_RACES):
-            there = self._bucket.numbers(key)
-            newest = next(catalogue.acceptable(self._bucket, key, there, self._trust), None)
-            same = newest is not None and newest.seal.files == own.record.files
-            offer: _Offer | None = own
-            if newest is not None and not same:
-                offer = self._beside(newest, key, own, staging)
-            if offer is None:
-                return
-            self._put_blobs(key, offer)  # where it is the same, some may have expired
-            if newest is not None and same:
-                self._numbers[key.kind] = newest.number
-                return
-            number = max(there, default=0) + 1
-            if self._put_seal(key, offer.record, number, needs):
-                self._numbers[key.kind] = number
-                joined = offer is not own
-                _log.info("pushed", kind=key.kind, key=key.short, number=number, joined=joined)
-                return
+    def _offer(self, key: Key, own: _Offer, needs: Mapping[str, int]) -> None:
+        """Put what is here, or what it is together with what is there, under the next number.
+
+        A push holds no lock: nobody shall wait for a bucket. So whoever claims the key meanwhile takes
+        the staging for one of the dead and removes it. Then both are joined anew, in another one.
+        """
+        for left in reversed(range(_RACES)):
+            staging = stagings.name(self._volume, key)
+            try:
+                if self._try(key, own, needs, staging):
+                    return
+            except VolumeError as exc:
+                if not left or exc.reason not in stagings.VANISHED or not _is_there(own):
+                    raise
+                _log.info("joining again: another owner cleared the staging away", kind=key.kind)
+            finally:
+                stagings.discard(staging)
         raise SourceError(
             f"got no number for {key.kind} {key.short} in {self._bucket.url}, expected a free one",
             reason="overtaken",
             hint="others push the same piece; theirs is as good",
         )
+
+    def _try(
+        self, key: Key, own: _Offer, needs: Mapping[str, int], staging: stagings.Staging
+    ) -> bool:
+        """Put it once; False where another one got the number."""
+        there = self._bucket.numbers(key)
+        newest = next(catalogue.acceptable(self._bucket, key, there, self._trust), None)
+        same = newest is not None and newest.seal.files == own.record.files
+        offer: _Offer | None = own
+        if newest is not None and not same:
+            offer = self._beside(newest, key, own, staging)
+        if offer is None:
+            return True
+        self._put_blobs(key, offer)  # where it is the same, some may have expired
+        if newest is not None and same:
+            self._numbers[key.kind] = newest.number
+            return True
+        number = max(there, default=0) + 1
+        if not self._put_seal(key, offer.record, number, needs):
+            return False
+        self._numbers[key.kind] = number
+        joined = offer is not own
+        _log.info("pushed", kind=key.kind, key=key.short, number=number, joined=joined)
+        return True
 
     def _needs(self, record: seal.Seal) -> Mapping[str, int] | None:
         """Say which numbers of the bucket a piece is built beside; None where one is not there."""
@@ -174,7 +188,6 @@ class Pusher:
     ) -> _Offer | None:
         """Make what is here and what is there one piece, in the staging directory."""
         record = own.record
-        stagings.discard(staging)  # of a number that was lost
         stagings.make(staging)
         capacity.require(staging.path, record.size)
         archives = [own.here[file.path] for file in record.files if archive.is_one(file.path)]
@@ -221,3 +234,8 @@ class Pusher:
             return self._bucket.seal(key, number, most=len(data)) == data
         except IntegrityError:  # longer: another's
             return False
+
+
+def _is_there(own: _Offer) -> bool:
+    """Whether all that is sealed here is still here: then it was not that which vanished."""
+    return all(os.path.lexists(path) for path in own.here.values())
