@@ -230,6 +230,14 @@ def test_slow_down_for_longer_than_the_budget_ends_at_once(bucket):
     assert len(bucket.wire.requests) == 1
 
 
+def test_slow_down_until_a_date_is_understood(bucket):
+    bucket.put(SHARD, b"data")
+    slow_down(bucket, "Wed, 21 Oct 2999 07:28:00 GMT")
+    with refused(TransientSourceError, "rate-limited", "503 SlowDown", "--retry") as caught:
+        Retrying(bucket.source(), budget=5).resolve()
+    assert caught.value.retry_after > 1e9
+
+
 def test_slow_down_while_bytes_are_fetched_costs_no_byte(bucket, data, tmp_path):
     bucket.put(SHARD, data)
     source = Retrying(bucket.source(), budget=30)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from warmer.errors import BusyError
-from warmer.fill.locks import UnansweredError
+from warmer.fill.locks import LEASE, UnansweredError
+from warmer.fill.locks.pace import obeyed
 from warmer.fill.locks.record import Owner
 from warmer.fill.turn import TURN, Settled, Turn
 
@@ -76,6 +77,7 @@ class Claims:
         grant, started = None, time.monotonic()
         try:
             waiting = _Waiting(self._ask, self._leave, key, wait=wait, filled=filled)
+            waiting.lease = LEASE if self._lock is None else self._lock.pace.lease
             try:
                 grant = waiting.grant()
             finally:
@@ -128,6 +130,7 @@ class _Waiting:
         self._owner: Owner | None = None
         self._last_seen: Owner | None = None
         self._silent_since: float | None = None
+        self.lease = LEASE
 
     def grant(self) -> Grant | None:
         """Return the grant, or None once the piece is there.
@@ -169,7 +172,7 @@ class _Waiting:
         try:
             found, pace = self._ask(self._key)
         except UnansweredError as exc:
-            found, pause = self._unanswered(exc), _SILENT / 10 * _jitter()
+            found, pause = self._unanswered(exc), self._keep_away(exc)
         else:
             self._silent_since = None
             pause = self._pause(found, pace) if isinstance(found, Owner) else 0.0
@@ -213,6 +216,14 @@ class _Waiting:
         if now - self._silent_since >= _SILENT or now - self._started >= self._wait:
             raise exc
         return self._owner or Owner(name="the lock to answer")
+
+    def _keep_away(self, exc: UnansweredError) -> float:
+        """Seconds until a lock that did not answer is asked again: when it says so, within bounds."""
+        now = time.monotonic()
+        told = obeyed(exc.retry_after, lease=self.lease, chance=random.random())  # noqa: S311 - jitter
+        pause = max(_SILENT / 10 * _jitter(), told)
+        ends = [self._last_at, (self._silent_since or now) + _SILENT]
+        return min([pause, *(end - now for end in ends if end > now)])
 
     def _say(self, *, at_once: bool = False) -> None:
         now = time.monotonic()

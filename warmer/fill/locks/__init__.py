@@ -34,7 +34,18 @@ class LostGrantError(BusyError):
 
 
 class UnansweredError(LockError):
-    """The lock's service gave no answer: what was written may be there or not; ask again."""
+    """The lock's service gave no answer: what was written may be there or not; ask again.
+
+    Attributes:
+        retry_after: seconds the service told to wait, whatever it said; None where it did not. How
+            much of it is obeyed says `pace.obeyed`.
+    """
+
+    def __init__(
+        self, message: str, *, reason: str, hint: str = "", retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, reason=reason, hint=hint)
+        self.retry_after = retry_after
 
 
 class Grant(Protocol):

@@ -22,7 +22,7 @@ from lightkube.core.exceptions import ApiError, ConfigError
 from lightkube.generic_resource import create_namespaced_resource
 
 from warmer.errors import LockError
-from warmer.fill import locks
+from warmer.fill import locks, retryafter
 from warmer.fill.deadline import within
 from warmer.fill.locks import UnansweredError
 from warmer.fill.locks.lease import ConflictError
@@ -121,6 +121,7 @@ class KubernetesRegister:
                 f"got no answer from the Kubernetes API ({why or type(exc).__name__})",
                 reason="lock-unreachable",
                 hint="look at the network policy, the API server and the token; or use another --lock",
+                retry_after=_told(exc),
             ) from exc
         status = exc.response.status_code
         # The text of one that is no ApiError has the URL in it, in two lines.
@@ -130,6 +131,7 @@ class KubernetesRegister:
                 f"the Kubernetes API answered {status}: {said}",
                 reason="lock-unavailable",
                 hint="run again when the API server is well",
+                retry_after=_told(exc),
             ) from exc
         if status == 401:
             reason, hint = "lock-denied", "the token is no longer good: look at the service account"
@@ -185,6 +187,13 @@ def _lease(name: str, namespace: str, owner: Owner, acquired: str) -> dict[str, 
         },
         "spec": spec,
     }
+
+
+def _told(exc: BaseException) -> float | None:
+    """Seconds that the answer behind an error says to wait; lightkube fails over one without a type."""
+    if not isinstance(exc, httpx.HTTPStatusError):
+        return _told(exc.__context__) if isinstance(exc, KeyError) and exc.__context__ else None
+    return retryafter.seconds(exc.response.headers.get("Retry-After") or "")
 
 
 def _line(exc: Exception) -> str:

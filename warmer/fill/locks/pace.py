@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from warmer.fill.locks import LEASE
+from warmer.fill.locks import BEATS, LEASE
 from warmer.fill.locks.sight import GAP
 
 SHARE: Final = 1 / 8
@@ -24,6 +24,21 @@ _OF_A_LEASE: Final = 1 / 6
 """Pauses at most, of a lease: two for each sign of life."""
 _SPREAD: Final = 0.2
 """Of a pause, what chance takes away, so that those who came at once do not ask at once."""
+
+
+def obeyed(told: float | None, *, lease: float = LEASE, chance: float) -> float:
+    """Return the seconds for which a service that said when to ask again is left alone.
+
+    No longer than from one renewal to the next: whatever a service says, an owner that asks thrice
+    a lease keeps it, and a waiter still sees within a lease that an owner is dead.
+
+    Args:
+        told: what it said (``Retry-After``); None where it said nothing.
+        lease: seconds that this process's own record may stand still.
+        chance: from 0 to 1, drawn anew each time: those who were told the same do not ask at once.
+    """
+    longest = lease / BEATS
+    return min(told or 0.0, longest / (1 + _SPREAD)) * (1 + _SPREAD * chance)
 
 
 @dataclass(frozen=True, slots=True)

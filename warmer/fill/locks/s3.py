@@ -23,7 +23,7 @@ import botocore.exceptions as failures
 from botocore.config import Config
 
 from warmer.errors import LockError
-from warmer.fill import locks
+from warmer.fill import locks, retryafter
 from warmer.fill.deadline import within
 from warmer.fill.locks import UnansweredError
 from warmer.fill.locks.lease import ConflictError
@@ -156,6 +156,7 @@ class S3Register:
                 f"the S3 service answered {status} {code}",
                 reason="lock-unavailable",
                 hint="run again when it is well",
+                retry_after=_told(exc),
             ) from exc
         reason, hint = _ADVICE.get(code, ("lock-refused", "look at the bucket and its policy"))
         if status == 403 and code not in _ADVICE:
@@ -202,6 +203,11 @@ def _whole(operation: Callable[..., Any], **call: Any) -> Mapping[str, Any]:
 
 def _status(exc: failures.ClientError) -> int:
     return int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _told(exc: failures.ClientError) -> float | None:
+    headers = exc.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return retryafter.seconds(str(headers.get("retry-after", "")))
 
 
 def _code(exc: failures.ClientError) -> str:

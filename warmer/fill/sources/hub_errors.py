@@ -7,11 +7,10 @@ with it.
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from warmer.errors import SourceError
+from warmer.fill import retryafter
 from warmer.fill.sources import TransientSourceError, trickle
 
 if TYPE_CHECKING:
@@ -141,16 +140,9 @@ def translate(  # noqa: PLR0911 - one return per failure reads best
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Read ``Retry-After`` (RFC 9110: seconds or a date), else the hub's ``RateLimit``."""
-    text = headers.get("Retry-After") or ""
-    if text.isdecimal():
-        return float(text)
-    if text:
-        try:
-            left = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            left = -1.0
-        if left > 0:
-            return left
+    """Read ``Retry-After``, else the hub's ``RateLimit``."""
+    told = retryafter.seconds(headers.get("Retry-After") or "")
+    if told is not None:
+        return told
     found = _RESET.search(headers.get("RateLimit") or "")
     return float(found[1]) if found else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import botocore.exceptions as failures
 
 from warmer.errors import SourceError
+from warmer.fill import retryafter
 from warmer.fill.sources import TransientSourceError, trickle
 
 if TYPE_CHECKING:
@@ -105,12 +106,11 @@ def _refusal(
         hint = "allow s3:GetObject on the prefix and s3:ListBucket on the bucket"
         return SourceError(message, reason="denied", hint=hint)
     if status == 429 or status >= 500 or code in (*_BUSY, "RequestTimeout"):
-        after = headers.get("retry-after") or ""
         return TransientSourceError(
             message,
             reason="rate-limited" if status == 429 or code in _BUSY else "unavailable",
             hint="try later, or raise --retry",
-            retry_after=float(after) if after.isdecimal() else None,
+            retry_after=retryafter.seconds(headers.get("retry-after") or ""),
             throttled=status in (429, 503),
         )
     return SourceError(message, reason="http", hint="look at the bucket, its region and its policy")
