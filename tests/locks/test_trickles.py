@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, os.path.dirname(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 import owner
+import s3
 from owner import KEY
 from runs import eventually
 from trickle import Trickle
@@ -51,6 +52,24 @@ def test_a_service_that_trickles_from_the_start_is_no_lock(far):
     link.down = RATE
     with pytest.raises(LockError):
         owner.open_lock(bench.at, me="me", lease=LEASE).try_acquire(KEY)
+
+
+def test_a_bucket_whose_credentials_trickle_is_unanswered(monkeypatch, bucket):
+    monkeypatch.setattr(locks, "ANSWER", ANSWER)
+    environment = s3.seaweed().environment()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+        environment.pop(name, None)
+    with Trickle(s3.seaweed().endpoint, down=10.0) as link:
+        environment["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = f"{link.url}/v1/credentials"
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        began = time.monotonic()
+        with pytest.raises(UnansweredError) as caught:
+            owner.open_register({"mechanism": "s3", "place": bucket, "prefix": "locks"})
+        assert time.monotonic() - began < 10 * ANSWER
+        assert link.sent, "it was asked"
+    assert "OverdueError" in caught.value.message
 
 
 def test_an_owner_whose_renewals_trickle_is_succeeded_and_publishes_nothing(far):

@@ -24,7 +24,7 @@ from botocore.config import Config
 
 from warmer.errors import LockError
 from warmer.fill import locks, retryafter
-from warmer.fill.deadline import within
+from warmer.fill.deadline import OverdueError, within
 from warmer.fill.locks import UnansweredError
 from warmer.fill.locks.lease import ConflictError
 from warmer.fill.locks.record import Owner, parse
@@ -49,6 +49,7 @@ class S3Register:
         prefix: what the objects' names start with; one per volume.
 
     Raises:
+        UnansweredError: credentials did not come in time, or no answer did.
         LockError: the bucket cannot be used, or ignores conditions.
     """
 
@@ -56,7 +57,10 @@ class S3Register:
         self._bucket = bucket
         self._prefix = prefix
         try:
-            self._client = boto3.session.Session().client("s3", config=_CONFIG)
+            session = boto3.session.Session()
+            self._client = within(locks.ANSWER, session.client, "s3", config=_CONFIG)
+        except OverdueError as exc:  # it asks for credentials, and who gives them may trickle
+            raise _unanswered(exc) from exc
         except (failures.BotoCoreError, ValueError) as exc:
             raise LockError(
                 f"got no S3 client for --lock s3://{bucket} ({type(exc).__name__}), expected a region "

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import boto3
 import botocore.exceptions as failures
+import botocore.session
 from botocore.config import Config
 
 from warmer import __version__, regular
 from warmer.errors import SourceError
-from warmer.fill.sources import TransientSourceError, s3_errors, trickle
+from warmer.fill.deadline import OverdueError
+from warmer.fill.sources import TransientSourceError, credentials, s3_errors, trickle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,7 +47,7 @@ class Service:
         trying: how often what fails is tried again.
 
     Raises:
-        SourceError: the endpoint is no URL, or the credentials are half of a pair.
+        SourceError: the endpoint is no URL, or the credentials are half of a pair or too slow.
     """
 
     def __init__(self, url: RemoteUrl, trying: Trying) -> None:
@@ -54,9 +56,13 @@ class Service:
         """Monotonic time after which nothing more is asked, however well it goes."""
         self.trying = trying
         try:
-            self.client = boto3.session.Session().client("s3", config=_CONFIG)
+            session = botocore.session.get_session()
+            credentials.bound(session, window=trickle.SHORT_WINDOW)
+            self.client = boto3.session.Session(botocore_session=session).client(
+                "s3", config=_CONFIG
+            )
             trickle.fit(self.client, window=trickle.SHORT_WINDOW)
-        except s3_errors.NO_CREDENTIALS as exc:
+        except (*s3_errors.NO_CREDENTIALS, OverdueError) as exc:
             raise s3_errors.translate(exc, str(url)) from exc
         except (failures.BotoCoreError, ValueError) as exc:
             raise SourceError(

@@ -30,7 +30,8 @@ from botocore.config import Config
 
 from warmer import __version__
 from warmer.errors import SourceError
-from warmer.fill.sources import SourceFile, s3_errors, trickle
+from warmer.fill.deadline import OverdueError
+from warmer.fill.sources import SourceFile, credentials, s3_errors, trickle
 from warmer.fill.sources.s3_bytes import S3Bytes
 from warmer.model import canonical
 
@@ -76,7 +77,7 @@ class S3:
         model: with ``bucket/prefix`` as its name.
 
     Raises:
-        SourceError: the endpoint is no URL, or the credentials are half of a pair.
+        SourceError: the endpoint is no URL, or the credentials are half of a pair or too slow.
     """
 
     def __init__(self, model: ModelRef) -> None:
@@ -88,12 +89,13 @@ class S3:
             session = botocore.session.get_session()
             models = _models(session.get_config_variable("data_path"))
             session.register_component("data_loader", models)
+            credentials.bound(session)
             self._client = boto3.session.Session(botocore_session=session).client(
                 "s3", config=_CONFIG
             )
             trickle.fit(self._client)
             self._bytes = S3Bytes(session, self._client, self._bucket)
-        except s3_errors.NO_CREDENTIALS as exc:
+        except (*s3_errors.NO_CREDENTIALS, OverdueError) as exc:
             raise s3_errors.translate(exc, f"s3://{model.name}") from exc
         except (failures.BotoCoreError, ValueError) as exc:
             raise SourceError(

@@ -11,7 +11,8 @@ import botocore.exceptions as failures
 
 from warmer.errors import SourceError
 from warmer.fill import retryafter
-from warmer.fill.sources import TransientSourceError, trickle
+from warmer.fill.deadline import OverdueError
+from warmer.fill.sources import TransientSourceError, credentials, trickle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,6 +46,8 @@ def translate(
     """
     if isinstance(exc, SourceError):
         return exc
+    if isinstance(exc, OverdueError):  # nothing else of S3's is asked like that
+        return credentials.overdue(exc, where)
     if isinstance(exc, NO_CREDENTIALS):
         return SourceError(
             f"got no AWS credentials for {where} ({type(exc).__name__}), expected some",
