@@ -29,8 +29,8 @@ _SPREAD: Final = 0.2
 def obeyed(told: float | None, *, lease: float = LEASE, chance: float) -> float:
     """Return the seconds for which a service that said when to ask again is left alone.
 
-    No longer than from one renewal to the next: whatever a service says, an owner that asks thrice
-    a lease keeps it, and a waiter still sees within a lease that an owner is dead.
+    No longer than from one renewal to the next: an owner that asks thrice a lease keeps it, whatever a
+    service says.
 
     Args:
         told: what it said (``Retry-After``); None where it said nothing.
