@@ -119,10 +119,8 @@ and zombies were counted, and the volume held against its invariants. Verdict on
 |---|---|---|---|---|
 {rows}
 
-The names in `locks/` and `taken/` are one for each key that was ever filled or removed: they stay. Records of use (`uses`) are one for each
-pod since the last gc: that run shared its machine with others, who left it in the second half. Its starts went from between four and six a minute to
-more than eight, and with them the fewest records of any ten minutes from between 5 and 9 to 13. That it is no more than
-that is to be shown on a machine of even load.
+The names in `locks/` and `taken/` are one for each key that was ever filled or removed: they stay. Records of use are counted
+after a gc (`uses left`), memory is of both sidecars.
 """
 FUZZED = """
 ## Bytes that nobody expects
