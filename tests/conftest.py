@@ -1,5 +1,6 @@
 """What every test leaves as it found it, lest another depends on the order they run in."""
 
+import os
 import signal
 
 import pytest
@@ -31,3 +32,16 @@ def _as_it_was():
     for number, handler in before.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+
+
+@pytest.fixture
+def use(monkeypatch):
+    """Have these variables of AWS in the environment, and no others."""
+
+    def use(environment):
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+    return use

@@ -24,17 +24,6 @@ from warmer.fill.locks import UnansweredError
 from warmer.fill.locks import s3 as s3_lock
 
 
-@pytest.fixture
-def use(monkeypatch):
-    def use(environment):
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            monkeypatch.delenv(name)
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-
-    return use
-
-
 def objects(bucket):
     return {"mechanism": "s3", "place": bucket, "prefix": "locks"}
 

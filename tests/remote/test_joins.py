@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import sys
-import traceback
 from typing import NamedTuple
 
 import pytest
@@ -185,17 +184,12 @@ def reached(fleet):
 
 def stopped(action, number):
     """Run `action` in a child that stops at its nth step; None where it ended before, and well."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            volumes._arm(number, torn=False, by=signal.SIGSTOP)
-            action()
-            status = 0
-        except BaseException:  # noqa: BLE001 - a child must not return
-            traceback.print_exc()
-        finally:
-            os._exit(status)
+
+    def armed():
+        volumes._arm(number, torn=False, by=signal.SIGSTOP)
+        action()
+
+    pid = volumes.forked(armed)
     _, status = os.waitpid(pid, os.WUNTRACED)
     if os.WIFSTOPPED(status):
         return pid

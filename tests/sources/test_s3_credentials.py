@@ -113,17 +113,6 @@ def role(way, giver, tmp_path):
     }[way]
 
 
-@pytest.fixture
-def use(monkeypatch):
-    def use(environment):
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            monkeypatch.delenv(name)
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-
-    return use
-
-
 @pytest.mark.parametrize("way", ["web identity", "container", "instance"])
 def test_credentials_that_trickle_are_waited_for_a_window(bucket, giver, use, tmp_path, way):
     use(without_keys(bucket) | role(way, giver, tmp_path))

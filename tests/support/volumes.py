@@ -246,25 +246,34 @@ _DURABLE = (
 )
 
 
-def run_child(action, *, kill_before=0, torn=False):
-    """Fork, run `action`, and kill -9 the child before its nth durable operation.
-
-    With `torn` only writes count, and the nth is cut in half. Returns whether it was killed.
-    """
+def forked(work) -> int:
+    """Do some work in a child, which ends with 0 if all went well; its number."""
     pid = os.fork()
     if pid == 0:
         gc.freeze()  # or the first collection would copy all that the parent knows
         status = 1
         try:
-            if kill_before:
-                _arm(kill_before, torn=torn)
-            action()
+            work()
             status = 0
         except BaseException:  # noqa: BLE001 - a child must not return
             traceback.print_exc()
         finally:
             os._exit(status)
-    _, status = os.waitpid(pid, 0)
+    return pid
+
+
+def run_child(action, *, kill_before=0, torn=False):
+    """Fork, run `action`, and kill -9 the child before its nth durable operation.
+
+    With `torn` only writes count, and the nth is cut in half. Returns whether it was killed.
+    """
+
+    def armed():
+        if kill_before:
+            _arm(kill_before, torn=torn)
+        action()
+
+    _, status = os.waitpid(forked(armed), 0)
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     assert killed or status == 0, "the child failed; see its traceback"
     return killed

@@ -272,12 +272,12 @@ print(max(pages(depth) for depth in range(700)))
 """
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="this Python keeps a chunk of its stack")
 def test_python_has_room_for_the_stack_of_what_the_command_calls(engine):
     words = [command(engine, f"#!{engine.python}", text=DEPTHS, name="depths")]
     without, within = (int(run(*more, *words).stdout) for more in ((), (engine.python, START, "")))
-    assert without >= 1000, "Python maps a chunk and unmaps it with each call"
     assert within < 100
+    if sys.version_info < (3, 13):  # some later ones keep a chunk by themselves
+        assert without >= 1000, "Python maps a chunk and unmaps it with each call"
 
 
 def test_who_wants_no_collector_gets_none(engine, tmp_path):

@@ -248,8 +248,8 @@ def main(
     run(module, command[0])
 
 
-# Python keeps frames in chunks of 16 KiB, and up to 3.12 maps and unmaps one for each call that crosses
-# an end: whole phases of a forked engine took two or three times as long (CPython's issue 142183). A
+# Python keeps frames in chunks of 16 KiB, and until late in 3.13 maps and unmaps one for each call that
+# crosses an end: a graph was unpickled three times as slowly just there (CPython's issue 142183). A
 # frame that wants half of a larger chunk gets one, untouched, and all that it calls has the rest.
 main.__code__ = main.__code__.replace(co_stacksize=1 << 15)
 
