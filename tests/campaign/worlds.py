@@ -196,7 +196,7 @@ class World:
         ready = {pod for pod in {run.pod for run in runs} if self.ready(pod)}
         for pod in sorted(ready, key=lambda one: one.number):
             fits = {"version": pod.version, "gpu": pod.gpu, "model": self.served(pod)}
-            found = checker.believed(pod.warm, self.site.truth, **fits)
+            found = checker.believed(pod.warm, self.site.truth, **fits, gone=self.ledger.gone)
             self.wrong += [f"pod {pod.number} is ready: {sentence}" for sentence in found]
         for run in runs:
             warmed = run.name == "prefill" and run.status == 0 and run.pod not in ready
@@ -206,8 +206,7 @@ class World:
 
     def forgive(self):
         """Something else removed files: what is not whole any more, that did."""
-        here = checker.published(self.volume)
-        self.ledger.damaged |= {one for one in here if not checker.whole(self.volume, *one)}
+        self.ledger.damaged |= checker.broken(self.volume)
         self.ledger.nonces.clear()
 
     def served(self, pod):
