@@ -18,7 +18,18 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import itertools
 
-from truth import Ledger, Truth, Wrong, kernel, manifest, names_in, read, read_json, tree
+from truth import (
+    Ledger,
+    Truth,
+    Wrong,
+    argv_digest,
+    kernel,
+    manifest,
+    names_in,
+    read,
+    read_json,
+    tree,
+)
 
 GENERATION = re.compile(r"[1-9][0-9]*", re.ASCII)
 ASIDE = re.compile(r"([a-z]+)-([0-9a-f]{64})-([1-9][0-9]*)-[0-9a-f]{8}(\.gone)?", re.ASCII)
@@ -37,13 +48,9 @@ def judge(volume, truth, ledger, *, warm=()):
             seen[kind, key, number] = _whole(directory, (kind, key, number), truth, wrong)
     _once(seen, ledger, top, wrong)
     _growing(seen, top, wrong)
-    for name in names_in(f"{top}/trash"):
-        found = ASIDE.fullmatch(name)
-        wrong.unless(found, f"{name} in the trash is no generation")
-        if found and not found[4] and os.path.exists(f"{top}/trash/{name}/seal.json"):
-            kind, key, number = found[1], found[2], int(found[3])
-            if (kind, key, number) not in ledger.damaged:
-                _whole(f"{top}/trash/{name}", (kind, key, number), truth, wrong)
+    for kind, key, number, directory in _hidden(top, wrong):
+        if (kind, key, number) not in ledger.damaged:
+            _whole(directory, (kind, key, number), truth, wrong)
     for name in names_in(f"{top}/taken"):
         empty = TAKEN.fullmatch(name) and os.path.getsize(f"{top}/taken/{name}") == 0
         wrong.unless(empty, f"{name} in taken is no taken number")
@@ -53,7 +60,7 @@ def judge(volume, truth, ledger, *, warm=()):
     return wrong
 
 
-def believed(warm, truth, *, version, gpu, model):
+def believed(warm, truth, *, version, gpu, model, gone=False):
     """Look at a pod whose probe says that it is ready: it must hand off what is right for it.
 
     Args:
@@ -62,6 +69,7 @@ def believed(warm, truth, *, version, gpu, model):
         version: of the pod's vLLM.
         gpu: the pod's.
         model: its name.
+        gone: as in `Ledger`: numbers may have been given anew.
     """
     wrong = Wrong()
     handoff = read_json(f"{warm}/handoff/handoff.json", wrong)
@@ -78,8 +86,11 @@ def believed(warm, truth, *, version, gpu, model):
         if piece["verdict"] != "sealed":
             continue
         kind, directory = piece["kind"], piece["directory"]
-        if kind != "weights" and not os.path.isdir(directory):
-            # Collected since, by a gc that takes this pod for long gone: its tree is still its own.
+        sealed = f"{directory}/seal.json"
+        anew = gone and hashlib.sha256(read(sealed)).hexdigest() != piece["seal_sha256"]
+        if kind != "weights" and (anew or not os.path.isdir(directory)):
+            # Collected since, by a gc that takes this pod for long gone, or removed by something
+            # else, which forgot its number too: its tree is still its own.
             for path, found in tree(f"{warm}/cache/{kind}", wrong).items():
                 _right_kernel(f"{warm}/cache/{kind}/{path}", path, found, target, wrong)
             continue
@@ -98,25 +109,12 @@ def believed(warm, truth, *, version, gpu, model):
         torn = [path for path, one in listed.items() if held.get(path) != one]
         wrong.unless(not torn, f"the tree of {kind} is torn: {torn[:3]}")
         if kind == "compile":
-            built = _argv_digest(handoff)
+            built = argv_digest(handoff)
             hit = any(f"/{built}/" in path for path in listed)
             wrong.unless(hit, "the server's arguments are not those its kernels were built with")
         for path in held.keys() & listed.keys():
             _right_kernel(f"{warm}/cache/{kind}/{path}", path, held[path], target, wrong)
     return wrong
-
-
-def _argv_digest(handoff):
-    """What the campaign's engine names its artifacts by: the model, and what it hashes of argv."""
-    words, free = [], ("--host", "--port", "--jit-monitor-mode")
-    queue = iter(handoff["argv"])
-    for word in queue:
-        if word.partition("=")[0] not in free:
-            words.append(word)
-        elif "=" not in word:
-            next(queue)
-    made = json.dumps([handoff["model_path"], *words])
-    return hashlib.sha256(made.encode()).hexdigest()
 
 
 def staged(volume, keys):
@@ -137,11 +135,12 @@ def published(volume):
     return {found[:3] for found in _generations(os.path.join(volume, "v1"), Wrong())}
 
 
-def whole(volume, kind, key, number):
-    """Whether one generation is what its seal says."""
-    wrong, at = Wrong(), os.path.join(volume, "v1", "pieces", kind, key, str(number))
-    _whole(at, (kind, key, number), Truth(), wrong)
-    return not wrong
+def broken(volume):
+    """List what is not what its seal says, published or hidden by a gc: (kind, key, number)."""
+    top, found = os.path.join(volume, "v1"), {}
+    for *place, at in (*_generations(top, Wrong()), *_hidden(top, Wrong())):
+        _whole(at, tuple(place), Truth(), found.setdefault(tuple(place), Wrong()))
+    return {place for place, wrong in found.items() if wrong}
 
 
 # --- one generation ------------------------------------------------------------------------------
@@ -155,6 +154,14 @@ def _generations(top, wrong):
                 at = f"{pieces}/{kind}/{key}/{number}"
                 if wrong.unless(GENERATION.fullmatch(number), f"{at} is no generation"):
                     yield kind, key, int(number), at
+
+
+def _hidden(top, wrong):
+    for name in names_in(f"{top}/trash"):
+        found = ASIDE.fullmatch(name)
+        wrong.unless(found, f"{name} in the trash is no generation")
+        if found and not found[4] and os.path.exists(f"{top}/trash/{name}/seal.json"):
+            yield found[1], found[2], int(found[3]), f"{top}/trash/{name}"
 
 
 def _whole(at, place, truth, wrong):

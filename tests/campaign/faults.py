@@ -73,6 +73,7 @@ def other_verb(world, pod, which):
     """In a pod that had a prefill: gc, a deep check, a server's restart, or a harvest."""
     if which < 0.25:
         if world.choose.random() < 0.5:
+            world.aged = True
             age(world.volume, 2)
         return [world.gc(pod)]
     if which < 0.45:

@@ -127,7 +127,8 @@ def warm(volume, tmp_path):
             "key": key(kind),
             "generation": 1,
             "verdict": "sealed",
-            "directory": str(volume / "v1/pieces" / kind / key(kind) / "1"),
+            "directory": str(place(volume, kind)),
+            "seal_sha256": sha((place(volume, kind) / "seal.json").read_bytes()),
         }
         for kind in ("weights", "jit", "compile")
     ]
@@ -141,8 +142,8 @@ def judged(volume, ledger=None, **how):
     return checker.judge(str(volume), TRUTH, ledger or truth.Ledger(), **how)
 
 
-def believed(warm, *, gpu=GPU, model="org/m"):
-    return checker.believed(str(warm), TRUTH, version=VERSION, gpu=gpu, model=model)
+def believed(warm, *, gpu=GPU, model="org/m", **how):
+    return checker.believed(str(warm), TRUTH, version=VERSION, gpu=gpu, model=model, **how)
 
 
 def place(volume, kind, number=1):
@@ -256,10 +257,15 @@ def other_tree(warm):
 
 def other_kernels(warm):
     """Rightly restored and sealed, and of another GPU."""
+    given_anew(warm, {"tvm_ffi/op.so": b"of another"})
+    put(warm / "cache/jit/tvm_ffi/op.so", b"of another")
+
+
+def given_anew(warm, tree):
+    """Something removed the generation and all that told of its number; another has it now."""
     directory = Path(pieces(warm)[1]["directory"])
     shutil.rmtree(directory)
-    publish(directory.parents[4], "jit", tree={"tvm_ffi/op.so": b"of another"})
-    put(warm / "cache/jit/tvm_ffi/op.so", b"of another")
+    publish(directory.parents[4], "jit", tree=tree)
 
 
 def pieces(warm):
@@ -300,6 +306,22 @@ def test_kernels_whose_generation_is_collected_are_still_compared(warm):
     assert any("is not what this pod's engine makes" in one for one in believed(warm))
     shutil.rmtree(pieces(warm)[0]["directory"])
     assert any("are not those of org/m" in one for one in believed(warm))
+
+
+def test_kernels_whose_number_was_given_anew_are_still_compared_though_not_with_its_manifest(warm):
+    given_anew(warm, {"cute/other.bin": b"of another model"})
+    assert believed(warm, gone=True) == []
+    assert any("the tree of jit is torn" in one for one in believed(warm)), "who gave it anew?"
+    other_tree(warm)
+    assert any("is not what this pod's engine makes" in one for one in believed(warm, gone=True))
+
+
+def test_what_is_broken_is_found_among_what_a_gc_has_hidden_too(volume):
+    assert checker.broken(str(volume)) == set()
+    halved(volume)
+    assert checker.broken(str(volume)) == {("jit", key("jit"), 1)}
+    (place(volume, "weights") / "files/config.json").unlink()
+    assert checker.broken(str(volume)) == {(k, key(k), 1) for k in ("jit", "weights")}
 
 
 def test_a_secret_in_a_warm_dir_is_noticed(volume, warm):

@@ -80,6 +80,19 @@ def kernel(path, target):
     return None
 
 
+def argv_digest(handoff):
+    """What the campaign's engine names its artifacts by: the model, and what it hashes of argv."""
+    words, free = [], ("--host", "--port", "--jit-monitor-mode")
+    queue = iter(handoff["argv"])
+    for word in queue:
+        if word.partition("=")[0] not in free:
+            words.append(word)
+        elif "=" not in word:
+            next(queue)
+    made = json.dumps([handoff["model_path"], *words])
+    return hashlib.sha256(made.encode()).hexdigest()
+
+
 def manifest(at, wrong):
     listed = (read_json(f"{at}/manifest.json", wrong) or {"files": ()})["files"]
     return {file["path"]: (file["size"], file["sha256"]) for file in listed}

@@ -41,6 +41,8 @@ class Pod:
 class World:
     """What one episode happens in. `wrong` is what was found; `tried` and `met` count faults.
 
+    `aged` tells that days have gone by on the volume, since when a gc may take pods for long gone.
+
     Args:
         site: what the episodes of one worker share: `Site`.
         disk: what the volume lies on.
@@ -53,7 +55,7 @@ class World:
         self.long = long
         self.site, self.disk, self.lock = site, disk, lock
         self.choose = random.Random(seed)  # noqa: S311 - not a secret
-        self.ledger, self.wrong, self.tried = Ledger(), [], 0
+        self.ledger, self.wrong, self.tried, self.aged = Ledger(), [], 0, False
         self.top, self.volume = disk.top, disk.path
         self.prefix = seed.replace("/", "-").replace(".", "-")
         self.logs = f"{self.top}/logs"
@@ -153,6 +155,8 @@ class World:
         """Wait until all have ended, and judge how."""
         for run in runs:
             fits = codes | {"deep": {1}, "gc": {3}}.get(run.name, set())
+            if run.name == "serve" and self.stripped(run.pod):
+                fits |= {1}
             if not run.wait(within):
                 self.say(f"did not end within {within} s", run)
                 run.kill_all()
@@ -176,6 +180,11 @@ class World:
                 if secret in said:
                     self.say("a secret is in what it says", run)
 
+    def stripped(self, pod):
+        """Whether days went by for a pod without a server, and a gc took the weights it was handed."""
+        weights = {place for place in checker.handed(pod.warm) if place[0] == "weights"}
+        return self.aged and not weights <= checker.published(self.volume)
+
     def orphans(self):
         """Nothing outlives what was killed: no engine holds a GPU."""
         until = time.monotonic() + 15
@@ -196,7 +205,7 @@ class World:
         ready = {pod for pod in {run.pod for run in runs} if self.ready(pod)}
         for pod in sorted(ready, key=lambda one: one.number):
             fits = {"version": pod.version, "gpu": pod.gpu, "model": self.served(pod)}
-            found = checker.believed(pod.warm, self.site.truth, **fits)
+            found = checker.believed(pod.warm, self.site.truth, **fits, gone=self.ledger.gone)
             self.wrong += [f"pod {pod.number} is ready: {sentence}" for sentence in found]
         for run in runs:
             warmed = run.name == "prefill" and run.status == 0 and run.pod not in ready
@@ -206,8 +215,7 @@ class World:
 
     def forgive(self):
         """Something else removed files: what is not whole any more, that did."""
-        here = checker.published(self.volume)
-        self.ledger.damaged |= {one for one in here if not checker.whole(self.volume, *one)}
+        self.ledger.damaged |= checker.broken(self.volume)
         self.ledger.nonces.clear()
 
     def served(self, pod):

@@ -395,6 +395,25 @@ def test_a_server_that_does_not_say_where_it_listens_is_not_counted(tmp_path):
         assert runs.listing(f"{place.warm}/starts") == []
 
 
+def test_weights_that_are_gone_are_named_and_the_kernels_not_blamed_for_it(tmp_path):
+    with runs.place(tmp_path) as place:
+        place.warmed()
+        (weights,) = place.generations("weights")
+        os.rename(weights, f"{place.volume}/aside")
+        for _ in range(3):
+            result = runs.finish(begin(place))
+            runs.eventually(lambda: not watchers(place))
+            assert (result.code, result.out) == (1, ""), result
+            said, hint = result.err.splitlines()
+            assert weights in said
+            assert hint.startswith("hint: delete the pod")
+        assert (told(place), starts(place, "warm")) == ([], [])
+        os.rename(f"{place.volume}/aside", weights)
+        with ready(place) as server:
+            pass
+        assert (server.result.err, told(place)) == ("", [])
+
+
 def test_nothing_of_the_watch_is_left_beside_a_server_that_is_ready(tmp_path):
     with runs.place(tmp_path) as place:
         place.warmed()

@@ -4,6 +4,7 @@ import ctypes
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 
@@ -12,6 +13,7 @@ import pytest
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 import runs
 
+REPOSITORY = os.path.join(os.path.dirname(__file__), "..", "..")
 SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 PREFIXES = [
     (),
@@ -167,6 +169,40 @@ def test_a_signal_at_any_moment_of_a_start_ends_it_without_a_trace(place):
         assert "Traceback" not in result.err, (delay, result)
         assert took < 2.0, delay
         assert (place.staged(), place.held(), runs.processes(place.warm)) == ([], [], []), delay
+
+
+FINALISERS = {
+    "del": "class Dropped:\n    def __del__(self): stopped()\nDropped()",
+    "weakref": "import weakref\nclass Dropped: pass\nd = Dropped()\nr = weakref.ref(d, stopped)\ndel d",
+}
+WORK = """
+import os, signal, sys, time
+from warmer import cli
+
+def stopped(*_):
+    os.kill(os.getpid(), int(sys.argv[2]))
+
+def work():
+    for _ in range(2):  # the second meets the hook that the first has set going
+        exec(sys.argv[1], {"stopped": stopped})
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        time.sleep(0.001)
+    return 0
+
+cli._run = work
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("finaliser", FINALISERS)
+@pytest.mark.parametrize(("signum", "code"), SIGNALS)
+def test_a_signal_that_meets_a_finaliser_is_heeded(finaliser, signum, code):
+    """Python drops what is raised in one, and nobody would ever hear of the signal."""
+    argv = [sys.executable, "-c", WORK, FINALISERS[finaliser], str(int(signum))]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, cwd=REPOSITORY)
+    assert done.returncode == code, done
+    assert done.stderr == f"warmer: stopped by {signum.name}\n"
 
 
 @pytest.mark.parametrize("kind", ["weights", "compile"])

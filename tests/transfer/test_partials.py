@@ -1,6 +1,8 @@
 """What an earlier owner left unfinished is proved, not believed; an owner who wakes changes nothing."""
 
+import errno
 import os
+import shutil
 import signal
 import threading
 
@@ -9,7 +11,9 @@ from runs import eventually
 from scripted import KEY, Scripted, fill, published, seeded, sha256, stagings
 from volumes import Granted, assert_invariants, run_child
 
+from warmer.errors import VolumeError
 from warmer.fill import partial
+from warmer.fill.locks import LostGrantError
 from warmer.fill.sources import SourceFile
 from warmer.layout import Volume
 
@@ -241,6 +245,29 @@ def test_a_frozen_owner_who_wakes_during_the_takeover_changes_nothing_published(
     assert published(volume) == source.contents
     assert sha256(published(volume)[BIG]) == sha256(source.contents[BIG])
     assert_invariants(volume)
+
+
+@pytest.mark.parametrize(
+    ("grant", "failure", "reason"),
+    [(_Lost, LostGrantError, "lost-lock"), (Granted, VolumeError, "not-a-directory")],
+)
+def test_a_successor_that_clears_the_staging_while_a_directory_is_made_has_the_lock(
+    volume, monkeypatch, grant, failure, reason
+):
+    """`makedirs` asks whether what is there is a directory, and by then it is there no more."""
+    real = os.mkdir
+
+    def mkdir(path, *how):
+        real(path, *how)  # another thread's
+        if os.path.basename(path) == partial.PARTIAL:
+            shutil.rmtree(os.path.dirname(path))
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(failure) as failed:
+        fill(Scripted({"config.json": b"{}"}), volume, grant=grant())
+    assert failed.value.reason == reason
+    assert stagings(volume) == []
 
 
 def test_two_left_behind_partials_give_the_better_one(source, volume, small_parts):

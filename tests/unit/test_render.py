@@ -145,6 +145,7 @@ def started(pod, environment, vllm="0.32.0"):
     s = handed.situation(pod.top, stack=dataclasses.replace(handed.STACK, vllm=vllm))
     settings = dataclasses.replace(s.settings, environment=environment)
     how = wanted.start(settings, s.host, handed.MODEL, s.warm, configured={})
+    os.makedirs(s.model_files, exist_ok=True)
     hand_off(dataclasses.replace(s, settings=settings, how=how), {})
 
 

@@ -56,6 +56,9 @@ class _Verbs(click.Group):
             formatter.write_dl([(verb, summary) for verb, (_, summary) in VERBS.items()])
 
 
+_AGAIN: Final = 0.01
+"""Seconds until a signal is sent again."""
+
 _EPILOG: Final = """\b
 Examples:
   warmer plan --volume /models --model org/name -- --max-model-len 8192
@@ -104,8 +107,8 @@ def main() -> NoReturn:
 
 def _outcome(*, as_json: bool) -> int:
     """Run the verb; turn whatever it raises into an exit status and a line on stderr."""
-    signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGINT, _terminate)
+    _heed_signals()
+    sys.unraisablehook = _swallowed
     failure: BaseException
     try:
         code = _run()
@@ -165,11 +168,38 @@ def _own_words(words: list[str]) -> list[str]:
     return words[: words.index("--")] if "--" in words else words
 
 
+def _heed_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _terminate)
+
+
 def _terminate(signum: int, _frame: FrameType | None) -> None:
     """Unwind once; further signals do not interrupt the clean-up."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     raise TerminatedError(signum)
+
+
+def _swallowed(unraisable: sys.UnraisableHookArgs) -> None:
+    """Send a signal again that met a finaliser: Python drops what is raised there, and goes on.
+
+    A moment later, when the finaliser has ended: here, it would be dropped as well.
+    """
+    failure = unraisable.exc_value
+    if not isinstance(failure, TerminatedError):
+        sys.__unraisablehook__(unraisable)
+        return
+    signum = failure.signum
+
+    def again(_number: int, frame: FrameType | None) -> None:
+        if frame is not None and frame.f_code is _swallowed.__code__:  # it has not ended yet
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        else:
+            os.kill(os.getpid(), signum)
+
+    signal.signal(signal.SIGALRM, again)
+    _heed_signals()
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN)
 
 
 def leave_at_signals() -> None:

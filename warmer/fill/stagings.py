@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _PLACE: Final = "the volume"
 VANISHED: Final = ("missing", "stale-handle")
 """Reasons of a `VolumeError` met where another owner removed or moved what was used."""
+_CLEARED: Final = (*VANISHED, "not-a-directory")
+"""The same inside a staging: `makedirs` says so of a directory that is removed while it looks twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def staged(
     try:
         yield
     except VolumeError as exc:
-        taken = exc.reason in VANISHED and not grant.still_mine()
+        taken = exc.reason in _CLEARED and not grant.still_mine()
         discard(staging)
         if taken:
             raise locks.lost(f"{staging.key.kind} {staging.key.short}") from exc

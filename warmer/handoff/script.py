@@ -40,7 +40,7 @@ PATH="$PATH"{bin}
 export PATH
 extra=$#
 set -- serve {words} "$@"
-{watch}{note}{ahead}{levers}{hold_on}{start}if command -v {program} >/dev/null 2>&1; then
+{weights}{watch}{note}{ahead}{levers}{hold_on}{start}if command -v {program} >/dev/null 2>&1; then
     exec {command} "$@"
 fi
 exec vllm "$@"
@@ -60,6 +60,17 @@ if [ -x {interpreter} ] && (: >{server}.$$) 2>/dev/null; then
     exec 8>{server}.$$
     {interpreter} {installed} 8 {server}.$$ {server} {identity} "$extra" "$first" "${{cold:-0}}" \\
         "$(command -v {program} || :)" $unknown 9<&- || rm -f {server}.$$ || :
+fi
+"""
+
+
+# Before a start is counted: such a one would be told on the volume as its kernels' crash.
+_WEIGHTS: Final = """\
+# Without the weights that were handed off no engine starts.
+if [ -L {link} ] && [ ! -e {link} ]; then
+    echo 'warmer: got no weights at '{files}', expected those that were handed off' >&2
+    echo 'hint: delete the pod: a new one has them filled again; docs/gc.md says when they may go' >&2
+    exit 1
 fi
 """
 
@@ -153,6 +164,7 @@ def serve(handoff: Handoff, directory: str, identity: str) -> str:
         note=_note(handoff, directory, identity),
         env=shlex.quote(os.path.join(directory, "env")),
         hold=_hold(handoff),
+        weights=_weights(handoff),
         watch=_watch(handoff, os.path.join(directory, "ready.py")),
         ahead=_ahead(handoff, os.path.join(directory, "ahead.py")),
         levers=_levers(handoff),
@@ -174,6 +186,14 @@ def _hold(handoff: Handoff) -> str:
     if not handoff.use:
         return ""
     return _HOLD.format(use=shlex.quote(handoff.use), uses=shlex.quote(handoff.uses))
+
+
+def _weights(handoff: Handoff) -> str:
+    """What ends a start whose weights are gone."""
+    if not handoff.model_files:
+        return ""
+    link, files = map(shlex.quote, (handoff.model_path, handoff.model_files))
+    return _WEIGHTS.format(link=link, files=files)
 
 
 def _watch(handoff: Handoff, ready: str) -> str:
