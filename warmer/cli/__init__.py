@@ -8,16 +8,13 @@ import os
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final, NoReturn
 
 import click
 
-from warmer import __version__, secrecy
+from warmer import __version__, secrecy, signals
 from warmer.cli import logs
 from warmer.errors import EXIT_BUG, EXIT_OK, TerminatedError, UsageError, WarmerError
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 # Verb → module and summary, as strings: help imports no verb, and a verb imports only itself.
 VERBS: Final = {
@@ -55,9 +52,6 @@ class _Verbs(click.Group):
         with formatter.section("Verbs"):
             formatter.write_dl([(verb, summary) for verb, (_, summary) in VERBS.items()])
 
-
-_AGAIN: Final = 0.01
-"""Seconds until a signal is sent again."""
 
 _EPILOG: Final = """\b
 Examples:
@@ -107,14 +101,13 @@ def main() -> NoReturn:
 
 def _outcome(*, as_json: bool) -> int:
     """Run the verb; turn whatever it raises into an exit status and a line on stderr."""
-    _heed_signals()
-    sys.unraisablehook = _swallowed
+    signals.heed()
     failure: BaseException
     try:
         code = _run()
-        leave_at_signals()
+        signals.leave()
     except BaseException as exc:  # noqa: BLE001 - this is the one place that knows what to do
-        leave_at_signals()
+        signals.leave()
         failure = exc
     else:
         return code
@@ -166,46 +159,3 @@ def _explain(exc: WarmerError, *, as_json: bool) -> None:
 def _own_words(words: list[str]) -> list[str]:
     """Drop what comes after ``--``: those are vLLM's words."""
     return words[: words.index("--")] if "--" in words else words
-
-
-def _heed_signals() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _terminate)
-
-
-def _terminate(signum: int, _frame: FrameType | None) -> None:
-    """Unwind once; further signals do not interrupt the clean-up."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    raise TerminatedError(signum)
-
-
-def _swallowed(unraisable: sys.UnraisableHookArgs) -> None:
-    """Send a signal again that met a finaliser: Python drops what is raised there, and goes on.
-
-    A moment later, when the finaliser has ended: here, it would be dropped as well.
-    """
-    failure = unraisable.exc_value
-    if not isinstance(failure, TerminatedError):
-        sys.__unraisablehook__(unraisable)
-        return
-    signum = failure.signum
-
-    def again(_number: int, frame: FrameType | None) -> None:
-        if frame is not None and frame.f_code is _swallowed.__code__:  # it has not ended yet
-            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
-        else:
-            os.kill(os.getpid(), signum)
-
-    signal.signal(signal.SIGALRM, again)
-    _heed_signals()
-    signal.setitimer(signal.ITIMER_REAL, _AGAIN)
-
-
-def leave_at_signals() -> None:
-    """The work is over: from now on a signal ends the process, whatever output is left.
-
-    A handler, because PID 1 is not ended by a signal's default.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, _frame: os._exit(128 + signum))

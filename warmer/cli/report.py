@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from warmer import wholefile
-from warmer.cli import leave_at_signals, logs, saved
+from warmer import signals, wholefile
+from warmer.cli import logs, saved
 from warmer.cli.options import option
 from warmer.errors import BusyError, TerminatedError, UsageError, VolumeError, volume_error
 from warmer.report import page, spans, table, values
@@ -208,7 +208,7 @@ def _wait(
         signal.signal(number, lambda signum, _frame: came.append(signum))
     announce()  # whoever knows of it may already send, and interrupt
     listener.wait(seconds, lambda: came)
-    leave_at_signals()  # a second one ends it, whoever does not read what is printed
+    signals.leave()  # a second one ends it, whoever does not read what is printed
     return TerminatedError(came[0]) if came else None
 
 

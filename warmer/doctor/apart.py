@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 import structlog
 
+from warmer import signals
 from warmer.doctor.findings import Finding
 from warmer.errors import TerminatedError, VolumeError
 from warmer.fill.process import python
@@ -31,7 +32,7 @@ from warmer.urls import LockUrl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
-    from types import FrameType, TracebackType
+    from types import TracebackType
 
 SILENCE: Final = 180.0
 """Seconds without a word: a lock of NFS may take over a minute while its server restarts."""
@@ -150,7 +151,7 @@ def main(words: list[str]) -> None:
     """Be the other process."""
     root, url, join = json.loads(words[0])
     structlog.configure(processors=[structlog.processors.add_log_level, _pass_on])
-    signal.signal(signal.SIGTERM, _terminate)
+    signals.heed(signal.SIGTERM)
     # It starts with our signals held, so that they reach the one that works.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     code = 1
@@ -218,9 +219,3 @@ def _end_with_parent() -> None:
     while os.read(0, 4096):
         pass
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-
-
-def _terminate(signum: int, _frame: FrameType | None) -> None:
-    """Unwind once; further requests do not interrupt the clean-up."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise TerminatedError(signum)
