@@ -9,7 +9,9 @@ loses it, as a power cut does. (What a real disk has taken and not yet flushed i
 of the folder beside this file; `nodes` there makes an NFS server and nodes that mount it.
 """
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import shlex
@@ -22,6 +24,7 @@ import time
 from pathlib import Path
 
 NEEDED = {
+    "g++": "g++",
     "linux.uml": "user-mode-linux",
     "modprobe": "kmod",
     "ip": "iproute2",
@@ -83,7 +86,11 @@ class Guest:
         with open(self._console, "wb") as console:
             self._process = subprocess.Popen(
                 [*_PRISON, *self._kernel(memory, disk), f"JOB={job}"],
-                env={"PATH": _PATH, "TMPDIR": self._memory(memory)},
+                env={
+                    "PATH": _PATH,
+                    "TMPDIR": self._memory(memory),
+                    "LD_PRELOAD": _whole_state(),
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
@@ -210,6 +217,17 @@ class Guest:
 # A process namespace of its own, which the kernel kills whole when its first process dies; and
 # that dies with `unshare`, which dies with us.
 _PRISON = ("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child")
+
+
+@functools.cache
+def _whole_state():
+    """Build what linux.uml needs where processors have AMX; returns the library's path."""
+    top = tempfile.mkdtemp(prefix="uml-")
+    atexit.register(shutil.rmtree, top, ignore_errors=True)
+    library = os.path.join(top, "wholestate.so")
+    words = ("-x", "c", "-O2", "-shared", "-fPIC", _HERE / "uml" / "wholestate.c", "-ldl")
+    _run("g++", *words, "-o", library)
+    return library
 
 
 # --- disks ---------------------------------------------------------------------------------------
