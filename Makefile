@@ -29,7 +29,7 @@ lint: $(VENV)/.ready  ## ruff, mypy --strict, import contracts
 
 bench: $(VENV)/.ready  ## make bench NAME=check|families|fill-hf|fill-s3|levers|noop-prefill|ranks|restore|scale|stack|stampede|start
 	@test -f "tests/bench/$(NAME).py" || { \
-	    echo "got NAME=$(NAME), expected one of: check families fill-hf fill-s3 levers noop-prefill ranks restore scale stampede start" >&2; exit 2; }
+	    echo "got NAME=$(NAME), expected one of: check families fill-hf fill-s3 levers noop-prefill ranks restore scale stack stampede start" >&2; exit 2; }
 	@$(BIN)/python "tests/bench/$(NAME).py"
 
 perturb: $(VENV)/.ready  ## starts that differ in one thing each: foretold, and what the engine did

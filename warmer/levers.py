@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from warmer import argv
 
+PLAN: Final = "VLLM_ENABLE_STARTUP_PLAN"
 _FORK: Final = "VLLM_WORKER_MULTIPROC_METHOD"
 _WORDS: Final = {True: "on", False: "off"}
 
@@ -68,18 +69,19 @@ LEVERS: Final = (
     Lever(
         "startup-plan",
         "the memory that the build run measured is not measured again",
-        "a GPU with less free memory is measured anew; vLLM compares",
+        "vLLM measures anew where less memory is free; its plan gives the KV cache a little less, and "
+        "a model that only just fits may crash: the next start goes without",
     ),
 )
 NAMES: Final = tuple(lever.name for lever in LEVERS)
 
 VARIABLES: Final = {
     "bytecode": families.variables("bytecode"),
-    "startup-plan": frozenset({"VLLM_ENABLE_STARTUP_PLAN"}),
+    "startup-plan": frozenset({PLAN}),
 }
 """Those that are variables of the environment block, which a start without them lacks."""
 
-ON_TRIAL: Final = ("fork", "imports", "loader")
+ON_TRIAL: Final = ("fork", "imports", "loader", "startup-plan")
 """Those that a start which crashed goes without."""
 
 
@@ -147,6 +149,8 @@ def decide(
         # their collectives, and those that do not have gone on.
         why = f"{spread}: where one rank measures and another does not, they wait for each other"
         states["startup-plan"] = State(on=False, why=why)
+    if accelerator == "cpu":
+        states["startup-plan"] = State(on=False, why="a GPU's memory alone is planned")
     states["loader"] = _loader(flags, configured, spread)
     states |= {name: State(on, f"--lever {name}={_WORDS[on]}") for name, on in chosen.items()}
     if read_ahead == 0:

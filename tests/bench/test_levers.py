@@ -1,4 +1,4 @@
-"""The bench of the levers over two ranks, with an engine that starts at once: its table is whole."""
+"""The bench of the levers, with an engine that starts at once: its table is whole, and ends in time."""
 
 import importlib.util
 import json
@@ -13,21 +13,28 @@ sys.path.insert(0, os.path.join(HERE, "..", "support"))
 
 import fakeengine
 
+ENGINES = {}
 
-def bench(tmp_path, mode=""):
-    engine = fakeengine.make_engine(tmp_path / "engine", torch="2.13.0+cu130", cuda="13.0")
-    env = {"PATH": f"{engine.bin}:{os.defpath}", "HOME": str(tmp_path), "WARMER_VLLM": engine.vllm}
-    env |= {"TP": "2", "ROUNDS": "1", "WORK": str(tmp_path / "work"), "FAKE_ENGINE": mode}
-    env |= {"PATIENCE": "20", "PYTHONPATH": os.path.join(HERE, "..", "..")}
+
+def bench(work, mode="", **more):
+    engine = ENGINES.setdefault(work, None) or fakeengine.make_engine(
+        work / "engine", torch="2.13.0+cu130", cuda="13.0"
+    )
+    ENGINES[work] = engine
+    env = {"PATH": f"{engine.bin}:{os.defpath}", "HOME": str(work), "WARMER_VLLM": engine.vllm}
+    env |= {"ROUNDS": "1", "WORK": str(work / "work"), "FAKE_ENGINE": mode}
+    env |= {"PATIENCE": "20", "PYTHONPATH": os.path.join(HERE, "..", ".."), **more}
     argv = [sys.executable, os.path.join(HERE, "levers.py")]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300)
-    return done, json.loads(done.stdout.splitlines()[-1])
+    return done, done.stdout.splitlines()
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Where a plan is to be used this engine crashes, as one with two ranks may."""
-    return bench(tmp_path_factory.mktemp("levers"), "no-plan")
+    work = tmp_path_factory.mktemp("levers")
+    done, lines = bench(work, "no-plan", TP="2")
+    return done, json.loads(lines[-1])
 
 
 def test_each_start_tells_of_both_ranks(run):
@@ -35,8 +42,13 @@ def test_each_start_tells_of_both_ranks(run):
     assert done.returncode == 0, done.stderr
     ready = [row for row in record["rows"] if row["ready_s"] is not None]
     assert len(ready) >= 8
-    assert all(row["ranks"] == {"0": "hit", "1": "hit"} for row in ready)
-    assert (record["tensor_parallel"], record["missed"]) == (2, [])
+    recipe, *others = ready
+    assert recipe["start"].startswith("the recipe")
+    assert recipe["cache"] == "rebuilt", (
+        "this engine keeps its graph in a place that the recipe loses"
+    )
+    assert all(row["ranks"] == {"0": "hit", "1": "hit"} for row in others)
+    assert (record["tensor_parallel"], record["against"], record["unstarted"]) == (2, [], [])
 
 
 def test_a_lever_with_which_no_start_gets_ready_is_a_row_and_no_end(run):
@@ -44,8 +56,81 @@ def test_a_lever_with_which_no_start_gets_ready_is_a_row_and_no_end(run):
     failed = [row for row in record["rows"] if row["ready_s"] is None]
     assert [row["start"].split(",")[0] for row in failed] == ["a plan is made", "with startup-plan"]
     assert all("ended with 1" in row["failure"] for row in failed)
-    assert record["hot_with_s"] == {"startup-plan": None}
-    assert set(record["hot_less_s"]) == {"bytecode", "fork", "imports"}
+    assert record["starts"]["with startup-plan, page cache hot"] == {"starts": 0}
+
+
+def test_the_table_has_each_row_that_is_asked_for(run):
+    _, record = run
+    less = [name for name in record["starts"] if name.startswith("less")]
+    assert [name.split()[1].rstrip(",") for name in less] == [
+        "read-ahead", "bytecode", "fork", "imports",
+    ]  # fmt: skip
+    assert set(record["ratios"]) == {
+        "the recipe, page cache hot", "default, new node", "default, page cache hot",
+    }  # fmt: skip
+
+
+def test_the_recipe_lacks_what_lies_elsewhere_and_nobody_after_it_does(tmp_path, monkeypatch):
+    bench(tmp_path, FILL="1")
+    done, lines = bench(tmp_path, RESUME="1", LIMIT="0")
+    record = json.loads(lines[-1])
+    assert (done.returncode, record["rows"]) == (0, [])
+    module = load(monkeypatch)
+    home = tmp_path / "work" / "warm" / "cache"
+    for family in module.families.FAMILIES:
+        (home / family.kind / family.name).mkdir(parents=True, exist_ok=True)
+    demo = type("", (), {"warm_dir": str(tmp_path / "work" / "warm")})
+    module.Starts(demo, "")._forget()
+    kept = {path.name for path in home.glob("*/*")}
+    assert {"vllm", "workspace", "autotune", "deep_gemm", "torch_extensions"} <= kept
+    assert not {"inductor", "triton", "humming", "nv", "pycache", "tilelang"} & kept
+
+
+def test_a_run_ends_in_time_and_another_adds_what_is_missing(tmp_path):
+    """The first has time for the fill alone; the second begins what no run has begun."""
+    done, lines = bench(tmp_path, LIMIT="0")
+    first = json.loads(lines[-1])
+    assert done.returncode == 0
+    assert first["rows"] == [] and "no time for: default, new node" in lines
+    done, lines = bench(tmp_path, RESUME="1")
+    second = json.loads(lines[-1])
+    assert (done.returncode, second["unstarted"]) == (0, [])
+    assert second["cold_s"] == first["cold_s"]
+    done, lines = bench(tmp_path, RESUME="1", ROUNDS="2", LIMIT="0")
+    third = json.loads(lines[-1])
+    assert third["rows"] == second["rows"], "what was started before is in the table"
+
+
+def test_what_has_the_fewest_starts_comes_first_and_what_takes_too_long_not_at_all(monkeypatch):
+    monkeypatch.setenv("ROUNDS", "2")
+    module = load(monkeypatch)
+    todo = [module.Row(name) for name in ("long", "a", "b")]
+    took, clock = {"long": [], "a": [], "b": []}, [95.0]
+    order = []
+    for row in module.turns(todo, took, lambda: clock[0]):
+        order.append(row.name)
+        seconds = 40.0 if row.name == "long" else 10.0
+        took[row.name].append(seconds)
+        clock[0] -= seconds
+    assert order == ["long", "a", "b", "a", "b"], "35 s are left, and the long one takes 40"
+
+
+def test_what_was_never_started_may_take_as_long_as_the_longest(monkeypatch):
+    module = load(monkeypatch)
+    took = {"known": [30.0], "unknown": []}
+    todo = [module.Row("known"), module.Row("unknown")]
+    assert next(module.turns(todo, took, lambda: 30.0)).name == "unknown"
+    assert list(module.turns(todo, took, lambda: 29.0)) == []
+
+
+def load(monkeypatch):
+    spec = importlib.util.spec_from_file_location("bench_levers", os.path.join(HERE, "levers.py"))
+    module = importlib.util.module_from_spec(spec)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        patch.setitem(sys.modules, "bench_levers", module)
+        spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize(
@@ -62,11 +147,9 @@ def test_a_lever_with_which_no_start_gets_ready_is_a_row_and_no_end(run):
 )
 def test_a_start_in_which_not_every_rank_hit_fails_the_bench(monkeypatch, ranks, missed):
     monkeypatch.setenv("TP", "2")
-    spec = importlib.util.spec_from_file_location("bench_levers", os.path.join(HERE, "levers.py"))
-    module = importlib.util.module_from_spec(spec)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path])
-        spec.loader.exec_module(module)
+    module = load(monkeypatch)
     starts = module.Starts(None, "")
-    starts.rows += [{"start": "x", "ranks": ranks}, {"start": "y", "failure": "z"}]
+    starts.done += [{"start": "x", "ranks": ranks}, {"start": "y", "failure": "z"}]
     assert starts.missed() == (["x"] if missed else [])
+    assert starts.failed([module.Row("y", may_fail=True)]) == []
+    assert starts.failed([module.Row("y")]) == ["y"]

@@ -229,7 +229,7 @@ def test_a_start_that_crashes_because_of_fork_is_the_last_that_forks(gpu):
     for _ in range(3):
         with ready(gpu, more=on_gpu(gpu, "no-fork")) as server:
             pass
-        said = "warmer: a start crashed: now without fork and imports"
+        said = "warmer: a start crashed: now without fork, imports, startup-plan"
         assert server.result.err.splitlines()[:1] == [said]
         assert "Directly load AOT compilation" in server.result.out
     assert starts(gpu, "warm") == told(gpu) == []
@@ -240,6 +240,18 @@ def test_a_start_that_crashes_because_of_fork_is_the_last_that_forks(gpu):
     with ready(gpu, more=on_gpu(gpu, "no-fork")) as server:
         pass
     assert server.result.err == "", "and who switches it off has no crash at all"
+
+
+def test_a_start_that_crashes_because_of_its_plan_of_memory_is_the_last_that_has_one(gpu):
+    """A model that only just fits fails by the little that a plan leaves free."""
+    gpu.warmed(env=on_gpu(gpu))
+    assert crash(gpu, mode="no-plan", more=on_gpu(gpu, "no-plan")).err == ""
+    for _ in range(2):
+        with ready(gpu, more=on_gpu(gpu, "no-plan")) as server:
+            pass
+        assert "without fork, imports, startup-plan" in server.result.err
+        assert "Directly load AOT compilation" in server.result.out
+    assert starts(gpu, "warm") == told(gpu) == []
 
 
 def test_a_server_that_was_ready_and_crashes_later_does_not_count(tmp_path):

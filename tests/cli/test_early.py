@@ -162,6 +162,17 @@ def test_what_was_imported_in_another_environment_is_thrown_away(pod):
         assert held(pod.warm.server)
 
 
+def test_a_plan_of_memory_that_is_not_for_this_server_is_left_out_of_what_imported(pod):
+    """Whether there is one is read when the engine starts; further arguments may forbid it."""
+    pod.hide(VLLM_ENABLE_STARTUP_PLAN="1")
+    with pod.serving() as process:
+        pod.imported(process)
+        pod.show()
+        seen = pod.ready(process)
+        assert cmdline(process)[1].endswith("early.py")
+        assert "VLLM_ENABLE_STARTUP_PLAN" not in seen
+
+
 def test_another_program_than_was_foretold_is_run_afresh(pod):
     pod.hide()
     early = Path(pod.warm.early)

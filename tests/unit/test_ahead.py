@@ -172,7 +172,9 @@ def test_weights_give_way_to_a_server_that_waits_for_the_disk(start, tmp_path, m
     asked = []
     ahead.read(str(start.shards[0]), 0, lambda: asked.append(resident(start.shards[0])))
     assert len(asked) == 8, "before each piece"
-    assert asked[0] < 1 / 9 / 8, "before the first: the kernel fetches some pages when asked for a byte"
+    assert asked[0] < 1 / 9 / 8, (
+        "before the first: the kernel fetches some pages when asked for a byte"
+    )
 
 
 WAITS = """\

@@ -152,6 +152,12 @@ def test_no_rank_takes_a_memory_plan_that_another_may_not(how):
     assert decide("startup-plan=on", **how)["startup-plan"].on, "who insists gets it"
 
 
+def test_a_cpu_has_no_plan_of_its_memory():
+    state = decide(accelerator="cpu")["startup-plan"]
+    assert state == levers.State(on=False, why="a GPU's memory alone is planned")
+    assert decide(accelerator="")["startup-plan"].on, "who plans elsewhere than on the GPU's node"
+
+
 def test_no_bytes_to_read_ahead_are_no_reading_ahead():
     for chosen in ((), ("read-ahead=on",)):
         state = decide(*chosen, read_ahead=0)["read-ahead"]

@@ -193,14 +193,14 @@ def test_no_secret_of_the_pod_is_in_the_handoff(pod):
 # --- starts that crash ----------------------------------------------------------------------------
 
 
-def kernels(pod, **changed):
+def kernels(pod, *, more_env=None, **changed):
     """Hand kernels off whose starts all end before they are ready: the stub's server never is."""
     restored = pod.warm.restored("jit")
     piece = Piece("jit", "d" * 64, "sealed", "", 1, "/v/j/1", 5, "e" * 64, restored)
     env = {"A_CACHE": f"{pod.warm.cache}/jit/it's $HOME", "B": "2", "HF_HUB_OFFLINE": "1"}
     bytecode = {"PYTHONDONTWRITEBYTECODE": "1"}
     more = {"warm": pod.warm, "crashes": str(pod.top / "volume's crashes"), "pieces": [piece]}
-    pod.write(env=env | bytecode, **more | changed)
+    pod.write(env=env | bytecode | (more_env or {}), **more | changed)
 
 
 def unwatched(pod):
@@ -280,7 +280,7 @@ def test_every_shell_starts_without_levers_after_a_crash_and_says_so(tmp_path, s
     assert seen["RECORD"].rpartition("-")[0].startswith(f"--record={pod.warm.starts}/")
     unwatched(pod)
     said, argv, seen = pod.serve("--port", "1", "it's", shell=shell)
-    assert said.startswith("warmer: a start crashed: now without fork and imports\nhint: ")
+    assert said.startswith("warmer: a start crashed: now without fork, imports\nhint: ")
     assert argv[-1] == "it's"
     assert seen["A_CACHE"] == f"{pod.warm.cache}/jit/it's $HOME", "the kernels are the same"
     assert not {FORK, "STARTED"} & seen.keys()
@@ -303,6 +303,50 @@ def test_what_is_said_to_be_gone_had_been_there(pod, names, said):
     expected = f"warmer: a start crashed: now without {said}\n" if said else ""
     assert pod.serve("--port", "1")[0].partition("hint: ")[0] == expected
     unwatched(pod)
+
+
+PLAN = "VLLM_ENABLE_STARTUP_PLAN"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("words", "planned"),
+    [
+        ([], True),
+        (["--port", "1", "--host=::", "--api-key", "it's", "--served-model-name", "a", "b"], True),
+        (["--gpu-memory-utilization", "0.5"], False),
+        (["--port", "1", "--gpu_memory_utilization=0.5"], False),
+        (["--gpu-mem", "0.5"], False),
+        (["--config", "x.yaml"], False),
+        (["--limit-mm-per-prompt", '{"image": 9}', "--port", "1"], False),
+        (["-O3"], False),
+    ],
+    ids=str,
+)
+def test_a_plan_of_memory_is_for_the_flags_it_was_measured_with(pod, shell, words, planned):
+    """vLLM's fingerprint of a plan has no memory limit in it: 0.26, v1/worker/startup_plan.py."""
+    pod.write(env={PLAN: "1"}, argv=["--gpu-memory-utilization", "0.9"])
+    said, argv, seen = pod.serve(*words, shell=shell)
+    assert (said, argv[4:]) == ("", words)
+    assert seen.get(PLAN) == ("1" if planned else None)
+
+
+def test_a_plan_of_memory_is_for_the_environment_it_was_measured_in(pod):
+    pod.write(env={PLAN: "1"}, known=freedoms.FREE_VARIABLES)
+    assert pod.serve(env={"VLLM_PORT": "80", "OTHER": "1"})[2][PLAN] == "1"
+    assert PLAN not in pod.serve(env={"VLLM_USE_V2_MODEL_RUNNER": "0"})[2]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_start_after_one_that_crashed_has_no_plan_of_memory(pod, shell):
+    kernels(pod, levers=("startup-plan",), more_env={PLAN: "1"})
+    assert pod.serve("--port", "1", shell=shell)[2][PLAN] == "1"
+    unwatched(pod)
+    for said in ("a start crashed: now without startup-plan\n", "twice"):
+        told, _, seen = pod.serve("--port", "1", shell=shell)
+        assert said in told
+        assert PLAN not in seen
+        unwatched(pod)
 
 
 MEASURED = ("--model-loader-extra-config", '{"enable_multithread_load":true,"x":"it\'s"}')

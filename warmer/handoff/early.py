@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 HOLD = "WARMER_HOLD"
 """The variable by which `serve` learns to hold; its value is the socket's number."""
-_LATE = ("VLLM_WORKER_MULTIPROC_METHOD",)
+_LATE = ("VLLM_ENABLE_STARTUP_PLAN", "VLLM_WORKER_MULTIPROC_METHOD")
 """What vLLM reads when it starts its engine, and not while it is imported."""
 _PLAIN = ("_", "LC_CTYPE", "OLDPWD", "PWD", "SHLVL", HOLD)
 """What shells and Python itself set."""
@@ -139,6 +139,7 @@ class Waiter:
         self.record = str(answer["record"])
         held.detach()  # open until this process, and whatever it forks, has ended
         for name in _LATE:
+            os.environ.pop(name, None)
             if name in environment:
                 os.environ[name] = environment[name]
         return whole

@@ -9,7 +9,8 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from warmer import __version__, families, freedoms, levers, loaders
+from warmer import __version__, families, freedoms
+from warmer.handoff import scriptlevers
 
 if TYPE_CHECKING:
     from warmer.handoff.render import Handoff
@@ -39,8 +40,8 @@ done
 PATH="$PATH"{bin}
 export PATH
 extra=$#
-set -- serve {words} "$@"
-{weights}{watch}{note}{ahead}{levers}{hold_on}{start}if command -v {program} >/dev/null 2>&1; then
+{others}set -- serve {words} "$@"
+{weights}{watch}{plan}{note}{ahead}{levers}{hold_on}{start}if command -v {program} >/dev/null 2>&1; then
     exec {command} "$@"
 fi
 exec vllm "$@"
@@ -100,26 +101,6 @@ fi
 """
 
 
-# A server that crashed is started again without these, before its kernels are suspected.
-_LEVERS: Final = """\
-if [ "$cold" -eq 0 ]; then
-{levers}fi
-"""
-# Who gives `serve` an argument of his own about it, or a file that may, has decided.
-_LOADER: Final = """\
-    loader=measured
-    for word in "$@"; do
-        case "$word" in
-            {own} | --conf*) loader= ;;
-        esac
-    done
-    if [ -n "$loader" ]; then
-        set -- "$@" {words}
-    fi
-"""
-_FORK: Final = """\
-    export VLLM_WORKER_MULTIPROC_METHOD="${VLLM_WORKER_MULTIPROC_METHOD:-fork}"
-"""
 # `warmer serve --wait` has started this script, and is the server already, or runs it (early.py).
 _HOLD_ON: Final = """\
 if [ -n "${{WARMER_HOLD:-}}" ]; then
@@ -128,13 +109,6 @@ if [ -n "${{WARMER_HOLD:-}}" ]; then
         {command} "$@"
 fi
 """
-_START: Final = """\
-    if [ -x {interpreter} ] && command -v {program} >/dev/null 2>&1; then
-        exec {interpreter} {start} --record="$record" {notes} {command} "$@"
-    fi
-"""
-
-
 # The lock goes with the descriptor through exec to the server, and ends with it.
 _HOLD: Final = """\
 # Locked while the server runs: `warmer gc` leaves alone what it was handed.
@@ -167,13 +141,15 @@ def serve(handoff: Handoff, directory: str, identity: str) -> str:
         weights=_weights(handoff),
         watch=_watch(handoff, os.path.join(directory, "ready.py")),
         ahead=_ahead(handoff, os.path.join(directory, "ahead.py")),
-        levers=_levers(handoff),
+        levers=scriptlevers.chosen(handoff),
+        others=scriptlevers.others(handoff),
+        plan=scriptlevers.plan(handoff),
         hold_on=_HOLD_ON.format(
             program=shlex.quote(handoff.command[0]),
             early=shlex.quote(os.path.join(directory, "early.py")),
             command=shlex.join(handoff.command),
         ),
-        start=_start(handoff, os.path.join(directory, "start.py")),
+        start=scriptlevers.start(handoff, os.path.join(directory, "start.py")),
         bin=_beside(handoff.command[0]),
         words=shlex.join([handoff.model_path, *handoff.argv]),
         program=shlex.quote(handoff.command[0]),
@@ -208,7 +184,7 @@ def _watch(handoff: Handoff, ready: str) -> str:
         elif value.startswith(warm.cache + os.sep):
             moved = os.path.join(warm.cold, handoff.mark) + value.removeprefix(warm.cache)
             lines.append(f"    export {name}={shlex.quote(moved)}\n")
-    trial = " and ".join(_on_trial(handoff))
+    trial = ", ".join(scriptlevers.on_trial(handoff))
     words = (warm.starts, warm.cold, handoff.crashes, handoff.mark, trial, *handoff.suspects)
     return _WATCH.format(
         ready=shlex.quote(ready), words=shlex.join(words), without="".join(lines) or "    :\n"
@@ -244,42 +220,6 @@ def _ahead(handoff: Handoff, ahead: str) -> str:
     tree = handoff.env.get("PYTHONPYCACHEPREFIX", "")
     words = (limit, handoff.warm.notes, tree, handoff.model_files, str(handoff.stages))
     return _AHEAD.format(ahead=shlex.quote(ahead), words=shlex.join(words))
-
-
-def _levers(handoff: Handoff) -> str:
-    """What a start does that has not crashed; where crashes are not counted, nothing."""
-    on = _on_trial(handoff)
-    used = (_FORK if "fork" in on else "") + (_loader(handoff) if "loader" in on else "")
-    return _LEVERS.format(levers=used) if used else ""
-
-
-def _start(handoff: Handoff, start: str) -> str:
-    """What runs vLLM's command with cheaper imports; likewise."""
-    if "imports" not in _on_trial(handoff) or handoff.warm is None:
-        return ""
-    started = _START.format(
-        interpreter=shlex.quote(handoff.interpreter),
-        program=shlex.quote(handoff.command[0]),
-        start=shlex.quote(start),
-        notes=shlex.quote(handoff.warm.notes),
-        command=shlex.join(handoff.command),
-    )
-    return _LEVERS.format(levers=started)
-
-
-def _loader(handoff: Handoff) -> str:
-    """What says how weights are loaded; vLLM takes both spellings of a flag."""
-    own = " | ".join(f"{name.replace('-', '[-_]')}*" for name in loaders.OWN)
-    own = own.replace("[-_][-_]", "--")
-    return _LOADER.format(own=own, words=shlex.join(handoff.loader))
-
-
-def _on_trial(handoff: Handoff) -> list[str]:
-    """Name the levers that a start which crashed goes without; none where crashes are not counted."""
-    if handoff.warm is None or not handoff.suspects:
-        return []
-    possible = {"fork": True, "imports": handoff.interpreter, "loader": handoff.loader}
-    return [name for name in levers.ON_TRIAL if name in handoff.levers and possible[name]]
 
 
 def _beside(command: str) -> str:

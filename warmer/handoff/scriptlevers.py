@@ -1,0 +1,106 @@
+"""The parts of `serve` that are levers on trial, as text. Pure.
+
+A start that crashed is followed by one without them; what they were is told by `ready.py`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Final
+
+from warmer import freedoms, levers, loaders
+
+if TYPE_CHECKING:
+    from warmer.handoff.render import Handoff
+
+# A server that crashed is started again without these, before its kernels are suspected.
+_LEVERS: Final = """\
+if [ "$cold" -eq 0 ]; then
+{levers}fi
+"""
+# Who gives `serve` an argument of his own about it, or a file that may, has decided.
+_LOADER: Final = """\
+    loader=measured
+    for word in "$@"; do
+        case "$word" in
+            {own} | --conf*) loader= ;;
+        esac
+    done
+    if [ -n "$loader" ]; then
+        set -- "$@" {words}
+    fi
+"""
+# vLLM's own fingerprint of a plan holds neither the memory that may be used nor the environment
+# (v1/worker/startup_plan.py): with another word for it the plan of the build would be applied.
+_OTHERS: Final = """\
+# A plan of memory holds for the flags below, and for those beside them that take no memory.
+others=$unknown
+for word in "$@"; do
+    case "${{word%%=*}}" in
+        {free}) ;;
+        -*) others="$others $word" ;;
+    esac
+done
+"""
+_PLAN: Final = f"""\
+if [ "${{cold:-0}}" -ne 0 ] || [ -n "$others" ]; then
+    unset {levers.PLAN}
+fi
+"""
+_FORK: Final = """\
+    export VLLM_WORKER_MULTIPROC_METHOD="${VLLM_WORKER_MULTIPROC_METHOD:-fork}"
+"""
+_START: Final = """\
+    if [ -x {interpreter} ] && command -v {program} >/dev/null 2>&1; then
+        exec {interpreter} {start} --record="$record" {notes} {command} "$@"
+    fi
+"""
+
+
+def chosen(handoff: Handoff) -> str:
+    """What a start does that has not crashed; where crashes are not counted, nothing."""
+    on = on_trial(handoff)
+    used = (_FORK if "fork" in on else "") + (_loader(handoff) if "loader" in on else "")
+    return _LEVERS.format(levers=used) if used else ""
+
+
+def others(handoff: Handoff) -> str:
+    """What notes of the further arguments, before the handed-off ones are put in front of them."""
+    if levers.PLAN not in handoff.env:
+        return ""
+    return _OTHERS.format(free=" | ".join(sorted({*freedoms.FREE_FLAGS, "--api-key"})))
+
+
+def plan(handoff: Handoff) -> str:
+    """What forgoes the plan of memory after a crash, and where further arguments may take memory."""
+    return _PLAN if levers.PLAN in handoff.env else ""
+
+
+def start(handoff: Handoff, path: str) -> str:
+    """What runs vLLM's command with cheaper imports; likewise."""
+    if "imports" not in on_trial(handoff) or handoff.warm is None:
+        return ""
+    started = _START.format(
+        interpreter=shlex.quote(handoff.interpreter),
+        program=shlex.quote(handoff.command[0]),
+        start=shlex.quote(path),
+        notes=shlex.quote(handoff.warm.notes),
+        command=shlex.join(handoff.command),
+    )
+    return _LEVERS.format(levers=started)
+
+
+def _loader(handoff: Handoff) -> str:
+    """What says how weights are loaded; vLLM takes both spellings of a flag."""
+    own = " | ".join(f"{name.replace('-', '[-_]')}*" for name in loaders.OWN)
+    own = own.replace("[-_][-_]", "--")
+    return _LOADER.format(own=own, words=shlex.join(handoff.loader))
+
+
+def on_trial(handoff: Handoff) -> list[str]:
+    """Name the levers that a start which crashed goes without; none where crashes are not counted."""
+    if handoff.warm is None or not handoff.suspects:
+        return []
+    possible = {"fork": True, "imports": handoff.interpreter, "loader": handoff.loader}
+    possible["startup-plan"] = levers.PLAN in handoff.env
+    return [name for name in levers.ON_TRIAL if name in handoff.levers and possible[name]]
