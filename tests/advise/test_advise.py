@@ -283,6 +283,7 @@ def test_a_screen_fits_a_terminal_and_figures_never_touch(advise):
     [
         ("--size", "16"),
         ("--size", "999999P"),
+        ("--kernels", "43"),
         ("--kernels", "999999P"),
         ("--network", "1kbps"),
         ("--volume-bandwidth", "100TB/s"),

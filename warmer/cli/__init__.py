@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 import click
 
 from warmer import __version__, secrecy, signals
-from warmer.cli import logs
+from warmer.cli import logs, misuse
 from warmer.errors import EXIT_BUG, EXIT_OK, TerminatedError, UsageError, WarmerError
 
 # Verb → module and summary, as strings: help imports no verb, and a verb imports only itself.
@@ -135,9 +135,7 @@ def _run() -> int:
         sys.stdout.write(exc.ctx.get_help() + "\n")
         return UsageError.exit_code
     except click.ClickException as exc:
-        context = getattr(exc, "ctx", None)
-        where = f"{context.command_path} --help" if context is not None else "warmer --help"
-        raise UsageError(exc.format_message(), reason="usage", hint=where) from exc
+        raise misuse.translate(exc) from exc
     except SystemExit as exc:  # click's answer where nobody reads what is printed
         raise BrokenPipeError(*exc.args) from exc
     except click.exceptions.Abort as exc:

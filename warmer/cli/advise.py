@@ -10,8 +10,8 @@ import click
 
 from warmer import settings, urls
 from warmer.cli import config_file, logs
-from warmer.cli.finite import Finite
 from warmer.cli.options import option
+from warmer.cli.typed import Finite, OneOf, Whole
 from warmer.errors import EXIT_OK, UsageError
 from warmer.quantities import parse_rate, parse_size, show_bytes
 
@@ -27,6 +27,7 @@ _DEAREST: Final = 1_000_000
 _LONGEST: Final = 1_000_000
 _OFTEN: Final = 1_000_000_000
 _SIZES: Final = (10**6, 10**15)
+_LEAST_KERNELS: Final = 10**3
 _SPEEDS: Final = (1e4, 1e13)
 """Beyond these a unit was forgotten, or the numbers say nothing any more."""
 _RATES: Final = ("network", "volume_bandwidth", "disk_bandwidth", "image_bandwidth")
@@ -103,7 +104,7 @@ Exit status:
 )
 @option(
     "--availability",
-    type=click.Choice(["single-zone", "multi-zone"]),
+    type=OneOf(["single-zone", "multi-zone"]),
     default="single-zone",
     show_default=True,
     help="Whether pods must start in every zone.",
@@ -111,7 +112,7 @@ Exit status:
 @option("--zonal", is_flag=True, help="The volume lives in one zone: each zone needs its own.")
 @option(
     "--zones",
-    type=click.IntRange(min=1, max=100),
+    type=Whole(min=1, max=100),
     default=_ZONES,
     show_default=True,
     metavar="N",
@@ -187,8 +188,9 @@ def _case(values: Mapping[str, Any]) -> Case:
             figures[name] = Figure(_within(rate, _SPEEDS, flag, values[name]), GIVEN)
     if values["kernels"] is not None:
         held = float(parse_size(values["kernels"], "--kernels"))
+        least = _LEAST_KERNELS if held else 0
         figures["kernels"] = Figure(
-            _within(held, (0, _SIZES[1]), "--kernels", values["kernels"]), GIVEN
+            _within(held, (least, _SIZES[1]), "--kernels", values["kernels"]), GIVEN
         )
     plain = {f"price_{name}": values[f"price_{name}"] for name in _PRICES}
     plain |= {"build": values["build"]}

@@ -29,7 +29,8 @@ def load(ctx: click.Context, _param: click.Parameter, path: str | None) -> str |
         with open(path, encoding="utf-8") as f:
             text = f.read()
     except (OSError, UnicodeDecodeError) as exc:
-        message = f"got --config {path}, expected a readable file ({exc})"
+        why = exc.strerror if isinstance(exc, OSError) else "not UTF-8"
+        message = f"got --config {path}: {why}, expected a readable file"
         raise UsageError(message, reason="bad-config", hint=hint) from exc
     try:
         values = yamltext.load(text) or {}
@@ -37,7 +38,7 @@ def load(ctx: click.Context, _param: click.Parameter, path: str | None) -> str |
         message = f"got --config {path}, expected YAML ({exc})"
         raise UsageError(message, reason="bad-config", hint=hint) from exc
     if not isinstance(values, dict):
-        message = f"got --config {path} with {type(values).__name__}, expected keys and values"
+        message = f"got --config {path} with a {type(values).__name__}, expected keys and values"
         raise UsageError(message, reason="bad-config", hint=hint)
     known = {p.name: p for p in ctx.command.params if p.name and p.name != "config"}
     defaults = {

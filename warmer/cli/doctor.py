@@ -11,6 +11,7 @@ import click
 from warmer import settings, urls
 from warmer.cli import logs
 from warmer.cli.options import option
+from warmer.cli.typed import Finite
 from warmer.layout import Volume
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ Exit status:
 @option("--join", is_flag=True, help="Wait for a second doctor in another pod; try things with it.")
 @option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=_TIMEOUT,
     show_default=True,
     metavar="SECONDS",

@@ -10,6 +10,7 @@ import click
 
 from warmer import argv, freedoms, levers, settings, urls
 from warmer.cli import config_file, trusting
+from warmer.cli.typed import Finite, OneOf, Whole
 from warmer.settings import Settings
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ _COMMON: Final = (
     option("--image", metavar="DIGEST", help="Digest of the container image; part of the keys."),
     option(
         "--compile",
-        type=click.Choice(["run", "harvest", "never"]),
+        type=OneOf(["run", "harvest", "never"]),
         default="run",
         show_default=True,
         help="Build missing kernels by running the engine once here, leave them to the server and its "
@@ -158,7 +159,7 @@ _COMMON: Final = (
     ),
     option(
         "--retry",
-        type=click.FloatRange(min=0),
+        type=Finite(min=0),
         default=settings.DEFAULT_RETRY,
         show_default=True,
         metavar="SECONDS",
@@ -178,7 +179,7 @@ _FILLING: Final = (
     ),
     option(
         "--wait",
-        type=click.FloatRange(min=0),
+        type=Finite(min=0),
         metavar="SECONDS",
         help="How long to wait for another owner; by default as long as filling is predicted to "
         "take here, and for what the pod can start without no longer than --engine-timeout.",
@@ -191,7 +192,7 @@ _FILLING: Final = (
     ),
     option(
         "--workers",
-        type=click.IntRange(min=1),
+        type=Whole(min=1),
         metavar="N",
         help="Processes that fetch weights; by default half of the CPUs there are, 3 at most.",
     ),
@@ -207,7 +208,7 @@ _FILLING: Final = (
     ),
     option(
         "--engine-timeout",
-        type=click.FloatRange(min=1),
+        type=Finite(min=1),
         default=settings.DEFAULT_ENGINE_TIMEOUT,
         show_default=True,
         metavar="SECONDS",

@@ -12,6 +12,7 @@ import click
 from warmer import signals, wholefile
 from warmer.cli import logs, saved
 from warmer.cli.options import option
+from warmer.cli.typed import Finite
 from warmer.errors import BusyError, TerminatedError, UsageError, VolumeError, volume_error
 from warmer.report import page, spans, table, values
 
@@ -41,11 +42,11 @@ Exit status:
   6  --html or --record could not be written
   130, 143  interrupted, terminated, before a span of a start came""",
 )
-@click.argument("start", metavar="[LOG]", required=False, type=click.Path())
+@click.argument("start", metavar="[LOG]", required=False, type=click.Path(readable=False))
 @option(
     "--baseline",
     metavar="LOG",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="The log, or the recorded spans, of a start without caches; becomes the cold column.",
 )
 @option(
@@ -57,7 +58,7 @@ Exit status:
 @option("--record", metavar="FILE", help="Write the spans that came, to be given as LOG later.")
 @option(
     "--wait",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=_WAIT,
     show_default=True,
     metavar="SECONDS",

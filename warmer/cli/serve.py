@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from warmer import regular, settings
-from warmer.cli.finite import Finite
 from warmer.cli.options import option, variable
+from warmer.cli.typed import Finite
 from warmer.errors import BusyError, UsageError
 from warmer.layout import WarmDir
 

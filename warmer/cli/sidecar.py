@@ -11,6 +11,7 @@ import click
 from warmer import secrecy, settings, urls
 from warmer.cli import logs, modes, options, trusting
 from warmer.cli.options import option
+from warmer.cli.typed import Finite, Whole
 from warmer.layout import Volume, WarmDir
 
 DEFAULT_PORT = 9650
@@ -55,7 +56,7 @@ Exit status:
 )
 @option(
     "--quiet",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=DEFAULT_QUIET,
     show_default=True,
     metavar="SECONDS",
@@ -63,7 +64,7 @@ Exit status:
 )
 @option(
     "--harvest-every",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=DEFAULT_EVERY,
     show_default=True,
     metavar="SECONDS",
@@ -71,7 +72,7 @@ Exit status:
 )
 @option(
     "--harvest-most",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     default=DEFAULT_MOST,
     show_default=True,
     metavar="N",
@@ -84,7 +85,7 @@ Exit status:
 )
 @option(
     "--retry",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=settings.DEFAULT_RETRY,
     show_default=True,
     metavar="SECONDS",
@@ -92,7 +93,7 @@ Exit status:
 )
 @option(
     "--http-port",
-    type=click.IntRange(0, 65535),
+    type=Whole(0, 65535),
     default=DEFAULT_PORT,
     show_default=True,
     metavar="PORT",

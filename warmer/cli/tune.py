@@ -9,8 +9,8 @@ import click
 
 from warmer import argv, regular, textfile, wholefile
 from warmer.cli import logs
-from warmer.cli.finite import Finite
 from warmer.cli.options import option
+from warmer.cli.typed import Finite, OneOf
 from warmer.errors import EXIT_OK, UsageError
 from warmer.quantities import parse_duration
 
@@ -52,7 +52,7 @@ Exit status:
 @option("--prometheus", metavar="URL", help="Ask this Prometheus instead.")
 @option(
     "--metric",
-    type=click.Choice(["running", "tokens"]),
+    type=OneOf(["running", "tokens"]),
     default="running",
     show_default=True,
     help="Ask Prometheus for running requests, sampled over time, or for tokens per engine step.",
