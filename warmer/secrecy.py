@@ -17,7 +17,8 @@ _NAME: Final = re.compile(
     r"TOKEN$|SECRET|PASSW(?:OR)?D|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|SIGNING_?KEY",
     re.IGNORECASE,
 )
-_USERINFO: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+# hf://gpt2@main is a model and its revision; what has a colon, or is formed like a token, is none.
+_USERINFO: Final = re.compile(r"(?<=://)(?!(?<=\bhf://)(?!hf_)[\w.-]+@)[^/@\s]+(?=@)")
 _TELLING: Final = 8
 """Characters a value must have for a file that holds it to be kept from the volume."""
 _SHORTEST: Final = 6
