@@ -139,6 +139,15 @@ def test_a_server_started_cold_starts_all_the_same(tmp_path):
         assert result.err == ""
 
 
+def test_serve_with_a_handoff_that_cannot_be_looked_at_is_6(tmp_path):
+    os.symlink("handoff", tmp_path / "handoff")  # around in a circle, which root may not go either
+    for more in ((), ("--wait", "30")):
+        words = [sys.executable, "-m", "warmer", "serve", "--warm-dir", str(tmp_path), *more]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 6, done
+        assert done.stderr.startswith("warmer: the warm dir failed: Too many levels")
+
+
 def test_serve_without_a_handoff_is_2(tmp_path):
     for words in (["--warm-dir", str(tmp_path)], ["--warm-dir", "relative"], []):
         env = {"PATH": os.defpath, "WARMER_WARM_DIR": str(tmp_path)}

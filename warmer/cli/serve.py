@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import time
 from contextlib import suppress
 from importlib.resources import as_file, files
@@ -14,7 +15,7 @@ import click
 from warmer import regular, settings
 from warmer.cli.options import option, variable
 from warmer.cli.typed import Finite
-from warmer.errors import BusyError, UsageError
+from warmer.errors import BusyError, UsageError, using
 from warmer.layout import WarmDir
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ Examples:
 
 \b
 Exit status: that of vllm serve; 2 where there is no handoff, 3 where there is none
-within --wait.
+within --wait, 6 where the warm dir cannot be read.
 """,
 )
 @option(
@@ -59,7 +60,7 @@ def command(warm_dir: str, wait: float, serve_args: tuple[str, ...]) -> None:
     """
     warm = WarmDir(settings.parse_directory(warm_dir, "--warm-dir"))
     until, tried = time.monotonic() + wait, False
-    while not os.path.isfile(os.path.join(warm.handoff, "handoff.json")):
+    while not _there(os.path.join(warm.handoff, "handoff.json")):
         if not wait:
             raise UsageError(
                 f"got no handoff in {warm.handoff}, expected one written by warmer prefill",
@@ -79,6 +80,13 @@ def command(warm_dir: str, wait: float, serve_args: tuple[str, ...]) -> None:
         time.sleep(_POLL)
     script = os.path.join(warm.handoff, "serve")
     os.execv(script, [script, *serve_args])  # noqa: S606 - becoming the server is the point
+
+
+def _there(path: str) -> bool:
+    """Whether a file is there; one that may not be seen is no absent one."""
+    with using("the warm dir"), suppress(FileNotFoundError, NotADirectoryError):
+        return stat.S_ISREG(os.stat(path).st_mode)
+    return False
 
 
 def _early(warm: WarmDir) -> dict[str, Any] | None:
