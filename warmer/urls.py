@@ -88,7 +88,9 @@ def parse_model(uri: str) -> ModelRef:
         raise _bad_model(uri, known)
     name, at, revision = rest.partition("@")
     if not _REPO.fullmatch(name) or ".." in name or (at and not revision):
-        raise _bad_model(uri, "write hf://org/name or hf://org/name@revision")
+        directory = not sep and name.startswith(("/", "./", "../", "~"))
+        form = "file:///dir for a directory" if directory else "hf://org/name@revision"
+        raise _bad_model(uri, f"write hf://org/name or {form}")
     if revision and (
         revision.split() != [revision]
         or any(part in ("", ".", "..") for part in revision.split("/"))

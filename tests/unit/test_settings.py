@@ -156,3 +156,10 @@ def test_weights_may_fail_the_start_that_is_harvested_and_nothing_of_it_is_prove
     assert consistent(chosen).policy("weights") == "fail"
     with pytest.raises(UsageError, match="nothing to prove"):
         consistent(dataclasses.replace(chosen, prove=True))
+
+
+@pytest.mark.parametrize("path", ["/models/llama", "./llama", "~/llama"])
+def test_a_directory_for_a_model_is_told_to_be_a_file_uri(path):
+    with pytest.raises(UsageError) as caught:
+        parse_model(path)
+    assert "file:///dir" in caught.value.hint

@@ -135,7 +135,9 @@ def _token(path: str) -> str:
     except (OSError, UnicodeDecodeError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else "not ASCII"
         raise UsageError(
-            f"got --token-file {path}: {why}, expected a token", reason="bad-value", hint="check it"
+            f"got --token-file {path}: {why}, expected a token",
+            reason="bad-value",
+            hint="name a file that holds the token and nothing else",
         ) from exc
     if not token or len(token.split()) != 1:
         raise UsageError(

@@ -80,7 +80,11 @@ class Directory:
         except OSError as exc:
             raise self._error(exc) from exc
         if not found:
-            raise SourceError(f"got no file in {top}, expected a model", reason="not-found")
+            raise SourceError(
+                f"got no file in {top}, expected a model",
+                reason="not-found",
+                hint="name the directory that holds its config.json and its weights",
+            )
         return sorted(found)
 
     def _error(self, exc: OSError) -> SourceError:
