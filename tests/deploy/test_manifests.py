@@ -433,6 +433,15 @@ def test_each_kind_of_gpu_has_a_job_of_its_own_on_nodes_of_that_kind():
     ]
 
 
+def test_a_gc_that_hangs_ends_before_the_next_is_due():
+    charts = [rendering.chart(), rendering.chart({"gc": {"activeDeadlineSeconds": 1_800_000}})]
+    overlay = rendering.overlay(rendering.OVERLAYS / "rwx")
+    crons = [rendering.only(found, "CronJob") for found in (*charts, overlay)]
+    assert {cron["spec"]["concurrencyPolicy"] for cron in crons} == {"Forbid"}
+    ends = [cron["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] for cron in crons]
+    assert ends == [21600, 1_800_000, 21600]
+
+
 def test_on_nodes_own_disks_a_job_is_one_pod_for_each_node_and_no_two_on_one():
     values = VALUES["jobs on nodes' own disks"] | {"affinity": {"nodeAffinity": {}}}
     crons = [d for d in rendering.chart(values) if d["kind"] == "CronJob"]
