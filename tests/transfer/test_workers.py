@@ -14,6 +14,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 import s3
 from buckets import Bucket, refused
 
+from warmer.cli import prefill
 from warmer.errors import IntegrityError, SourceError, TerminatedError, as_record, from_record
 from warmer.fill import partial, workers
 from warmer.fill.sources import SourceFile
@@ -24,6 +25,11 @@ from warmer.settings import Writing
 
 MIB = 1 << 20
 DEADLINE = 60.0
+
+
+def test_the_help_says_how_many_there_are_at_most():
+    said = next(p.help for p in prefill.command.params if p.name == "workers")
+    assert f"{workers.MOST} at most" in said
 
 
 @pytest.fixture

@@ -194,7 +194,7 @@ _FILLING: Final = (
         "--workers",
         type=Whole(min=1),
         metavar="N",
-        help="Processes that fetch weights; by default half of the CPUs there are, 3 at most.",
+        help="Processes that fetch weights; by default half of the CPUs there are, 4 at most.",
     ),
     option(
         "--direct",
