@@ -311,6 +311,15 @@ def test_the_server_takes_what_the_init_container_hands_off(documents):
     assert {"serve", "check.py"} <= set(HANDOFF_FILES)
 
 
+def test_who_fills_has_a_home_and_may_write_on_a_new_claim(documents):
+    for pod in pods(documents):
+        for container in containers(pod):
+            if verb(container)[0] == "prefill":
+                assert container["command"][0] == "/opt/warmer/entrypoints/init"
+                if any("persistentVolumeClaim" in volume for volume in pod["volumes"]):
+                    assert pod["securityContext"]["fsGroup"] == 1000
+
+
 def test_the_sidecar_is_where_probes_and_scrapers_look_and_holds_up_no_server(documents):
     for pod in pods(documents):
         for sidecar in (c for c in containers(pod) if verb(c)[0] == "sidecar"):
