@@ -146,7 +146,7 @@ def _sealed(piece: Mapping[str, Any], deep: bool) -> None:  # noqa: FBT001 - as 
         if size not in (None, info.st_size):
             raise _corrupt(f"{file} has {info.st_size} bytes, its seal says {size}")
         if deep and _ask(_hash, file) != sha256:
-            raise _corrupt(f"{file} has not the sha256 its seal says")
+            raise _corrupt(f"{file} does not have the sha256 that its seal says")
 
 
 def _restored(piece: Mapping[str, Any]) -> None:

@@ -161,9 +161,8 @@ def judge_generation(  # noqa: PLR0911 - one return per verdict reads best
         path, why = next(iter(wrong.items()))
         return Held("corrupt", f"{path} {why}", **common), record
     if missing:
-        return Held(
-            "partial", f"{len(missing)} files are gone, {missing[0]} first", **common
-        ), record
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        return Held("partial", f"gone: {missing[0]}{more}", **common), record
     return Held("sealed", f"generation {number}", **common), record
 
 
