@@ -167,7 +167,7 @@ def _fork(accelerator: str, inherited: Mapping[str, str], apart: str) -> State:
     if _FORK in inherited:
         return State(on=False, why=f"{_FORK} is set")
     if accelerator != "gpu":
-        return State(on=False, why="measured with a GPU alone: OpenMP's threads do not survive it")
+        return State(on=False, why="measured on GPUs only: OpenMP's threads do not survive it")
     if apart:
         why = f"{apart}: measured with tensor-parallel ranks of one node, and no others"
         return State(on=False, why=why)

@@ -152,7 +152,7 @@ def test_every_lever_is_explained_with_its_risk_and_what_switched_it(place):
         assert state.split(":")[0] in ("on", "off")
         assert does == f"    does  {lever.does}"
         assert risk == f"    risk  {lever.risk}"
-    assert found["fork"][0].startswith("off: measured with a GPU alone")
+    assert found["fork"][0].startswith("off: measured on GPUs only")
     found = explained(place, "--lever", "imports=off,fork=on", "--read-ahead", "off")
     assert found["imports"][0] == "off: --lever imports=off"
     assert found["fork"][0] == "on: --lever fork=on"
