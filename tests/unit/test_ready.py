@@ -60,6 +60,22 @@ def test_a_file_of_vllms_own_says_it_where_the_arguments_do_not(tmp_path):
     assert ready.find([f"--config={path}"]) is None
 
 
+def test_a_file_of_vllms_own_says_all_that_the_arguments_may(tmp_path):
+    """Or a server that nobody sees become ready counts as crashed whenever it ends."""
+    path = tmp_path / "vllm.yaml"
+
+    def find(text):
+        path.write_text(text, encoding="utf-8")
+        return ready.find(["--config", str(path)])
+
+    assert find("port : 81\n: no name\n").address == (LOCAL, 81)
+    assert find("ssl_keyfile: k\nssl-certfile: c\n").plain is False
+    assert find("grpc: true\n").plain is False
+    assert find("grpc: false\nheadless: No\nnested:\n  ssl-keyfile: k\n").plain is True
+    assert find('uds: "/run/vllm socket" # here\n').uds == "/run/vllm socket"
+    assert find("headless: true\n") is None
+
+
 @contextmanager
 def answering(status, address=(LOCAL, 0), server_class=socketserver.TCPServer):
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -97,7 +113,10 @@ def test_a_server_behind_a_socket_is_asked_there(tmp_path, monkeypatch):
         assert server.ready() is True
 
 
-@pytest.mark.parametrize("words", [["--ssl-keyfile", "k"], ["--ssl-certfile=c"], ["--grpc"]])
+SPOKEN = [["--ssl-keyfile", "k"], ["--ssl-certfile=c"], ["--ssl_keyfile", "k"], ["--grpc"]]
+
+
+@pytest.mark.parametrize("words", SPOKEN)
 def test_of_one_that_speaks_no_plain_http_the_open_port_is_seen(words):
     with socket.create_server((LOCAL, 0)) as listening:
         asked = ready.find([*words, "--port", str(listening.getsockname()[1])])
