@@ -5,6 +5,8 @@ import os
 import select
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 
@@ -13,6 +15,7 @@ import pytest
 from warmer.handoff import ready
 
 LOCAL = "127.0.0.1"
+REPOSITORY = os.path.join(os.path.dirname(__file__), "..", "..")
 
 
 @pytest.mark.parametrize(
@@ -177,3 +180,18 @@ def test_a_server_that_lives_long_has_not_crashed_at_load(child, monkeypatch):
     assert not select.select([held], [], [], 0)[0]
     assert ready._watch(Never(), pid, held) == "old"
     os.close(held)
+
+
+def test_a_record_whose_name_no_locale_can_say_is_told_all_the_same(child, tmp_path):
+    """Else it lay there unlocked, and a start that went well counted as crashed."""
+    pid, _ = child
+    starts = os.path.join(os.fsencode(tmp_path), b"st\xe4rts")
+    work = (
+        "import os, sys; sys.stdout.reconfigure(encoding='utf-8', errors='strict')\n"
+        "from warmer.handoff import ready; sys.exit(ready.main(sys.argv[1:]))"
+    )
+    words = [str(pid), starts, tmp_path / "cold", tmp_path / "crashes", "mark", "", "compile-k-1"]
+    argv = [sys.executable, "-c", work, *words, "--", "--port", "1"]
+    done = subprocess.run(argv, capture_output=True, timeout=30, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [os.path.join(starts, name) for name in os.listdir(starts)] == [done.stdout.strip()]
