@@ -414,6 +414,22 @@ def test_weights_that_are_gone_are_named_and_the_kernels_not_blamed_for_it(tmp_p
         assert (server.result.err, told(place)) == ("", [])
 
 
+def test_an_image_without_vllm_is_named_and_the_kernels_not_blamed_for_it(tmp_path):
+    with runs.place(tmp_path) as place:
+        place.warmed()
+        os.rename(place.engine.vllm, f"{tmp_path}/aside")
+        for _ in range(3):
+            result = runs.finish(begin(place))
+            runs.eventually(lambda: not watchers(place))
+            assert (result.code, result.out) == (127, ""), result
+            said, hint = result.err.splitlines()
+            assert place.engine.vllm in said
+            assert hint.startswith("hint: serve in the image")
+        assert (told(place), starts(place, "warm")) == ([], [])
+        os.rename(f"{tmp_path}/aside", place.engine.vllm)
+        assert plan(place) == {}
+
+
 def test_nothing_of_the_watch_is_left_beside_a_server_that_is_ready(tmp_path):
     with runs.place(tmp_path) as place:
         place.warmed()

@@ -40,6 +40,11 @@ PATH="$PATH"{bin}
 export PATH
 extra=$#
 set -- serve {words} "$@"
+if ! command -v {program} >/dev/null 2>&1 && ! command -v vllm >/dev/null 2>&1; then
+    echo 'warmer: got neither '{program}' nor a vllm on PATH, expected one of them' >&2
+    echo 'hint: serve in the image that warmer prefill runs in' >&2
+    exit 127
+fi
 {weights}{watch}{note}{ahead}{levers}{hold_on}{start}if command -v {program} >/dev/null 2>&1; then
     exec {command} "$@"
 fi
@@ -64,7 +69,7 @@ fi
 """
 
 
-# Before a start is counted: such a one would be told on the volume as its kernels' crash.
+# As what is missing above, before a start is counted: such a one would be told on the volume as its kernels' crash.
 _WEIGHTS: Final = """\
 # Without the weights that were handed off no engine starts.
 if [ -L {link} ] && [ ! -e {link} ]; then
