@@ -319,6 +319,22 @@ def test_starts_that_somebody_stops_do_not_count_and_one_that_crashes_still_does
         assert len(starts(place, "warm")) == 1
 
 
+@pytest.mark.parametrize("prefix", [(), pytest.param(runs.PID_NAMESPACE, marks=ROOT)], ids=len)
+def test_a_stop_that_meets_the_script_is_heeded_and_does_not_count(tmp_path, prefix):
+    """A shell that is its container's first process would not hear of it, and start the server."""
+    with runs.place(tmp_path) as place:
+        place.warmed()
+        with open(f"{place.warm}/handoff/installed.py", "w", encoding="utf-8") as stream:
+            stream.write("import time; time.sleep(1)")
+        process = begin(place, mode="hang", prefix=prefix)
+        runs.eventually(lambda: starts(place, "warm"))
+        (inner,) = children(process.pid) if prefix else (process.pid,)
+        os.kill(inner, signal.SIGTERM)
+        result = runs.finish(process)
+        assert (result.code, result.err) == (143, "")
+        assert (starts(place, "warm"), len(place.engine.starts)) == ([], 1)
+
+
 def test_servers_that_start_beside_each_other_do_not_count_as_crashed(tmp_path):
     with runs.place(tmp_path) as place:
         place.warmed()

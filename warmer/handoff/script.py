@@ -85,6 +85,7 @@ _WATCH: Final = """\
 # Kernels that crashed the engine at load twice are not given to a third start.
 cold=0
 record=
+trap 'rm -f "$record"; exit 143' TERM # somebody stops it: no crash; also as a container's first process
 if command -v python3 >/dev/null 2>&1; then
     record=$(python3 -IS {ready} $$ {words} -- "$@" 9<&-) || cold=$?
 else
