@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from warmer.errors import TerminatedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from types import FrameType
 
 _STOPS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -20,42 +21,68 @@ _AGAIN: Final = 0.01
 def heed(*numbers: signal.Signals) -> None:
     """Have signals raise `TerminatedError` in the main thread; further ones leave the clean-up alone.
 
-    What is raised within a finaliser Python drops, and goes on. Such a signal is sent again a moment
-    later, when the finaliser has ended. SIGALRM and ``sys.unraisablehook`` are taken for that.
+    What is raised within a finaliser is dropped: Python says so, C code that closes a stream does not,
+    and both go on. An error that nobody holds any more, with the signals still unheeded, is such a one.
+    Its signal is sent again a moment later. SIGALRM and ``sys.unraisablehook`` are taken for that.
 
     Args:
         numbers: which; SIGTERM and SIGINT where none is given.
     """
-    stops = numbers or _STOPS
+    ears = _Ears(numbers or _STOPS)
+    sys.unraisablehook = _unraisable
+    signal.signal(signal.SIGALRM, ears.again)
+    ears.listen()
 
-    def listen() -> None:
-        for number in stops:
-            signal.signal(number, terminate)
 
-    def terminate(signum: int, _frame: FrameType | None) -> None:
-        for number in stops:
-            signal.signal(number, signal.SIG_IGN)
-        raise TerminatedError(signum)
+class _StopError(TerminatedError):
+    """Held by whoever unwinds, and by `cli` at the end."""
 
-    def swallowed(unraisable: sys.UnraisableHookArgs) -> None:
-        failure = unraisable.exc_value
-        if not isinstance(failure, TerminatedError):
-            sys.__unraisablehook__(unraisable)
-            return
-        signum = failure.signum
+    def __init__(self, signum: int, dropped: Callable[[int], None]) -> None:
+        super().__init__(signum)
+        self._dropped = dropped
 
-        def again(_number: int, frame: FrameType | None) -> None:
-            if frame is not None and frame.f_code is swallowed.__code__:  # it has not ended yet
-                signal.setitimer(signal.ITIMER_REAL, _AGAIN)
-            else:
-                os.kill(os.getpid(), signum)
+    def __del__(self) -> None:
+        self._dropped(self.signum)
 
-        signal.signal(signal.SIGALRM, again)
-        listen()
-        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
 
-    sys.unraisablehook = swallowed
-    listen()
+class _Ears:
+    """What hears of some signals."""
+
+    def __init__(self, stops: Sequence[signal.Signals]) -> None:
+        self._stops = stops
+        self._dropped: list[int] = []
+
+    def listen(self) -> None:
+        """Have the next one raise."""
+        for number in self._stops:
+            signal.signal(number, self._terminate)
+
+    def again(self, _signum: int, _frame: FrameType | None) -> None:
+        """Send what was dropped."""
+        while self._dropped:
+            self.listen()
+            os.kill(os.getpid(), self._dropped.pop())
+
+    def _terminate(self, signum: int, _frame: FrameType | None) -> None:
+        for number in self._stops:
+            signal.signal(number, _leave_alone)
+        raise _StopError(signum, self._drop)
+
+    def _drop(self, signum: int) -> None:
+        if signal.getsignal(signum) is _leave_alone:
+            self._dropped.append(signum)
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+
+
+def _leave_alone(_signum: int, _frame: FrameType | None) -> None:
+    """A handler: of a signal that came just before SIG_IGN, Python complains on stderr."""
+
+
+def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    if isinstance(unraisable.exc_value, _StopError):
+        unraisable.exc_value.__traceback__ = None  # its frames may hold it
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def leave() -> None:

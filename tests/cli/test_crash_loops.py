@@ -331,6 +331,22 @@ def test_starts_that_somebody_stops_do_not_count_and_one_that_crashes_still_does
         assert len(starts(place, "warm")) == 1
 
 
+@pytest.mark.parametrize("prefix", [(), pytest.param(runs.PID_NAMESPACE, marks=ROOT)], ids=len)
+def test_a_stop_that_meets_the_script_is_heeded_and_does_not_count(tmp_path, prefix):
+    """A shell that is its container's first process would not hear of it, and start the server."""
+    with runs.place(tmp_path) as place:
+        place.warmed()
+        with open(f"{place.warm}/handoff/installed.py", "w", encoding="utf-8") as stream:
+            stream.write("import time; time.sleep(1)")
+        process = begin(place, mode="hang", prefix=prefix)
+        runs.eventually(lambda: starts(place, "warm"))
+        (inner,) = children(process.pid) if prefix else (process.pid,)
+        os.kill(inner, signal.SIGTERM)
+        result = runs.finish(process)
+        assert (result.code, result.err) == (143, "")
+        assert (starts(place, "warm"), len(place.engine.starts)) == ([], 1)
+
+
 def test_servers_that_start_beside_each_other_do_not_count_as_crashed(tmp_path):
     with runs.place(tmp_path) as place:
         place.warmed()
@@ -424,6 +440,22 @@ def test_weights_that_are_gone_are_named_and_the_kernels_not_blamed_for_it(tmp_p
         with ready(place) as server:
             pass
         assert (server.result.err, told(place)) == ("", [])
+
+
+def test_an_image_without_vllm_is_named_and_the_kernels_not_blamed_for_it(tmp_path):
+    with runs.place(tmp_path) as place:
+        place.warmed()
+        os.rename(place.engine.vllm, f"{tmp_path}/aside")
+        for _ in range(3):
+            result = runs.finish(begin(place))
+            runs.eventually(lambda: not watchers(place))
+            assert (result.code, result.out) == (127, ""), result
+            said, hint = result.err.splitlines()
+            assert place.engine.vllm in said
+            assert hint.startswith("hint: serve in the image")
+        assert (told(place), starts(place, "warm")) == ([], [])
+        os.rename(f"{tmp_path}/aside", place.engine.vllm)
+        assert plan(place) == {}
 
 
 def test_nothing_of_the_watch_is_left_beside_a_server_that_is_ready(tmp_path):

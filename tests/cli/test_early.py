@@ -149,6 +149,32 @@ def test_the_process_that_imported_becomes_the_server_as_the_handoff_says(pod):
         eventually(lambda: not os.path.exists(f"/proc/{holder}"))
 
 
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        (),
+        pytest.param(
+            runs.PID_NAMESPACE,
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="PID namespaces are root's"),
+        ),
+    ],
+    ids=["child", "pid1"],
+)
+def test_a_stop_while_serve_is_asked_does_not_count_as_a_crash(pod, prefix):
+    pod.hide()
+    Path(pod.warm.handoff, "installed.py").write_text("import time; time.sleep(1)")
+    with pod.serving(prefix=prefix) as process:
+        eventually(pod.imports.exists)
+        pod.show()
+        eventually(lambda: runs.listing(pod.warm.starts))
+        (inner,) = children(process) if prefix else [process.pid]
+        os.kill(int(inner), signal.SIGTERM)
+        result = runs.finish(process)
+        assert (result.code, result.err) == (143, "")
+        eventually(lambda: runs.listing(pod.warm.starts) == [])
+    assert pod.starts == []
+
+
 def test_what_was_imported_in_another_environment_is_thrown_away(pod):
     pod.hide(VLLM_OTHER="1", HF_HUB_OFFLINE="0")
     with pod.serving() as process:

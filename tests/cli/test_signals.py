@@ -174,6 +174,8 @@ def test_a_signal_at_any_moment_of_a_start_ends_it_without_a_trace(place):
 FINALISERS = {
     "del": "class Dropped:\n    def __del__(self): stopped()\nDropped()",
     "weakref": "import weakref\nclass Dropped: pass\nd = Dropped()\nr = weakref.ref(d, stopped)\ndel d",
+    # As answers of HTTP libraries are; Python 3.12 and older say nothing of what is raised there.
+    "stream": "import io\nclass Dropped(io.RawIOBase):\n    def close(self): stopped()\nDropped()",
 }
 WORK = """
 import os, signal, sys, time
@@ -203,6 +205,22 @@ def test_a_signal_that_meets_a_finaliser_is_heeded(finaliser, signum, code):
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, cwd=REPOSITORY)
     assert done.returncode == code, done
     assert done.stderr == f"warmer: stopped by {signum.name}\n"
+
+
+def test_two_signals_at_once_are_one_line():
+    """As where a terminal and a supervisor both end it: Python itself must not complain of either."""
+    both = (
+        "import os, signal, sys, time\nfrom warmer import cli\n"
+        "def work():\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, stops)\n"
+        "    for number in stops: os.kill(os.getpid(), number)\n"
+        "    signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)\n"
+        "    time.sleep(5)\n"
+        "stops = (signal.SIGINT, signal.SIGTERM)\ncli._run = work\ncli.main()\n"
+    )
+    argv = [sys.executable, "-c", both]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr) == (130, "warmer: stopped by SIGINT\n")
 
 
 @pytest.mark.parametrize("kind", ["weights", "compile"])

@@ -5,6 +5,8 @@ import os
 import select
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 
@@ -13,6 +15,7 @@ import pytest
 from warmer.handoff import ready
 
 LOCAL = "127.0.0.1"
+REPOSITORY = os.path.join(os.path.dirname(__file__), "..", "..")
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,22 @@ def test_a_file_of_vllms_own_says_it_where_the_arguments_do_not(tmp_path):
     assert ready.find([f"--config={path}"]) is None
 
 
+def test_a_file_of_vllms_own_says_all_that_the_arguments_may(tmp_path):
+    """Or a server that nobody sees become ready counts as crashed whenever it ends."""
+    path = tmp_path / "vllm.yaml"
+
+    def find(text):
+        path.write_text(text, encoding="utf-8")
+        return ready.find(["--config", str(path)])
+
+    assert find("port : 81\n: no name\n").address == (LOCAL, 81)
+    assert find("ssl_keyfile: k\nssl-certfile: c\n").plain is False
+    assert find("grpc: true\n").plain is False
+    assert find("grpc: false\nheadless: No\nnested:\n  ssl-keyfile: k\n").plain is True
+    assert find('uds: "/run/vllm socket" # here\n').uds == "/run/vllm socket"
+    assert find("headless: true\n") is None
+
+
 @contextmanager
 def answering(status, address=(LOCAL, 0), server_class=socketserver.TCPServer):
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -97,7 +116,10 @@ def test_a_server_behind_a_socket_is_asked_there(tmp_path, monkeypatch):
         assert server.ready() is True
 
 
-@pytest.mark.parametrize("words", [["--ssl-keyfile", "k"], ["--ssl-certfile=c"], ["--grpc"]])
+SPOKEN = [["--ssl-keyfile", "k"], ["--ssl-certfile=c"], ["--ssl_keyfile", "k"], ["--grpc"]]
+
+
+@pytest.mark.parametrize("words", SPOKEN)
 def test_of_one_that_speaks_no_plain_http_the_open_port_is_seen(words):
     with socket.create_server((LOCAL, 0)) as listening:
         asked = ready.find([*words, "--port", str(listening.getsockname()[1])])
@@ -158,3 +180,18 @@ def test_a_server_that_lives_long_has_not_crashed_at_load(child, monkeypatch):
     assert not select.select([held], [], [], 0)[0]
     assert ready._watch(Never(), pid, held) == "old"
     os.close(held)
+
+
+def test_a_record_whose_name_no_locale_can_say_is_told_all_the_same(child, tmp_path):
+    """Else it lay there unlocked, and a start that went well counted as crashed."""
+    pid, _ = child
+    starts = os.path.join(os.fsencode(tmp_path), b"st\xe4rts")
+    work = (
+        "import os, sys; sys.stdout.reconfigure(encoding='utf-8', errors='strict')\n"
+        "from warmer.handoff import ready; sys.exit(ready.main(sys.argv[1:]))"
+    )
+    words = [str(pid), starts, tmp_path / "cold", tmp_path / "crashes", "mark", "", "compile-k-1"]
+    argv = [sys.executable, "-c", work, *words, "--", "--port", "1"]
+    done = subprocess.run(argv, capture_output=True, timeout=30, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [os.path.join(starts, name) for name in os.listdir(starts)] == [done.stdout.strip()]

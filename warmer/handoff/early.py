@@ -49,8 +49,12 @@ def hold(number: str, cold: str, record: str, *command: str) -> None:
     with socket.socket(fileno=int(number)) as server:
         environment = {name: value for name, value in os.environ.items() if name != HOLD}
         answer = {"cold": cold, "record": record, "command": command, "environment": environment}
-        server.sendall(json.dumps(answer).encode())
-        server.shutdown(socket.SHUT_WR)
+        try:
+            server.sendall(json.dumps(answer).encode())
+            server.shutdown(socket.SHUT_WR)
+        except OSError:  # who asked is gone, and has loaded no kernel
+            forget(record)
+            return
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
@@ -59,15 +63,34 @@ def hold(number: str, cold: str, record: str, *command: str) -> None:
             server.recv(1)
 
 
+def forget(record: str) -> None:
+    """Remove the record of a start that is none; empty where it has none."""
+    with contextlib.suppress(OSError):
+        os.unlink(record)
+
+
 class Waiter:
     """A process that waits for the handoff and knows what it was started with."""
 
-    def __init__(self, directory: str, seconds: float, original: Mapping[str, str]) -> None:
+    def __init__(self, directory: str, seconds: float) -> None:
         self.directory = directory
         self.until = time.monotonic() + seconds
-        self.original = original
+        self.original: Mapping[str, str] = {}
         self.foretold = dict(os.environ)
         self.record = ""
+        self.asking = False
+        self.stopped = 0
+
+    def ends(self, number: int, _frame: object) -> None:
+        """End as a process that waits: one that is the first of its container has no default.
+
+        Not while `serve` is asked, unless at the second signal: what it says tells what to take back.
+        """
+        if self.asking and not self.stopped:
+            self.stopped = number
+            return
+        forget(self.record)
+        os._exit(128 + number)
 
     def wait(self) -> None:
         """Wait until the handoff is there; without one in time, end with 3."""
@@ -84,6 +107,15 @@ class Waiter:
 
     def ask(self, words: Sequence[str]) -> tuple[dict[str, object], socket.socket] | None:
         """Run `serve`, which decides and holds; None where it does not say how it decided."""
+        self.asking = True
+        try:
+            return self._ask(words)
+        finally:
+            self.asking = False
+            if self.stopped:
+                self.ends(self.stopped, None)
+
+    def _ask(self, words: Sequence[str]) -> tuple[dict[str, object], socket.socket] | None:
         mine, theirs = socket.socketpair()
         number = theirs.fileno()
         environment = {**self.original, HOLD: str(number)}
@@ -102,12 +134,14 @@ class Waiter:
             while more := mine.recv(1 << 16):
                 said += more
             answer = json.loads(said)
-            return {name: answer[name] for name in _ANSWERED}, mine
+            found = {name: answer[name] for name in _ANSWERED}
         except (OSError, ValueError, KeyError, TypeError):
             mine.close()
             child.kill()
             child.wait()
             return None
+        self.record = str(found["record"])
+        return found, mine
 
     def same(self, environment: Mapping[str, str]) -> bool:
         """Whether this process was started in the environment that the server must have."""
@@ -136,7 +170,6 @@ class Waiter:
         if other or not self.same(environment):
             os.set_inheritable(held.fileno(), True)  # noqa: FBT003 - its only parameter
             self.afresh(whole[0], whole[1:], environment)
-        self.record = str(answer["record"])
         held.detach()  # open until this process, and whatever it forks, has ended
         for name in _LATE:
             os.environ.pop(name, None)
@@ -152,11 +185,6 @@ class Waiter:
         os.execvpe(program, [program, *words], dict(environment))  # noqa: S606 - to become it
 
 
-def ends(number: int, _frame: object) -> None:
-    """End as a process that waits: one that is the first of its container has no default."""
-    os._exit(128 + number)
-
-
 def main(directory: str, seconds: str, told: str, *words: str) -> None:
     """Import, wait, and become the server.
 
@@ -166,10 +194,12 @@ def main(directory: str, seconds: str, told: str, *words: str) -> None:
         told: a descriptor from which is read what is foretold, and the environment without it.
         words: further arguments of `vllm serve`.
     """
-    before = {number: signal.signal(number, ends) for number in (signal.SIGTERM, signal.SIGINT)}
+    waiter = Waiter(directory, float(seconds))
+    stops = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, waiter.ends) for number in stops}
     with open(int(told), encoding="utf-8") as f:
         early = json.load(f)
-    waiter = Waiter(directory, float(seconds), early["original"])
+    waiter.original = early["original"]
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import start  # type: ignore[import-not-found]  # noqa: PLC0415 - the file beside this one
 

@@ -63,10 +63,10 @@ class Server:
 def find(words: Sequence[str]) -> Server | None:
     """Read from the words after `vllm` where it will listen; None where they do not say."""
     given: dict[str, str] = {}
-    for n, word in enumerate(words):
+    for n, word in enumerate(words):  # vLLM takes both - and _
         name, equals, value = word.partition("=")
         if name.startswith("--"):
-            given[name[2:]] = value if equals else "".join(words[n + 1 : n + 2])
+            given[name[2:].replace("_", "-")] = value if equals else "".join(words[n + 1 : n + 2])
     try:
         given = {**_configured(given.get("config", "")), **given}
         port = int(given.get("port", "8000"))
@@ -80,13 +80,13 @@ def find(words: Sequence[str]) -> Server | None:
 
 
 def _configured(path: str) -> dict[str, str]:
-    """Read where to listen from vLLM's YAML file: the top level is all that can say it."""
+    """Read vLLM's YAML file, whose top level is all that can say where to listen."""
     found: dict[str, str] = {}
     with open(path or os.devnull, encoding="utf-8") as f:
         for line in f:
-            name, _, value = line.partition(":")
-            if name.strip("\"'") in ("host", "port"):
-                found[name.strip("\"'")] = value.partition(" #")[0].strip().strip("\"'")
+            name, colon, value = (s.strip(" \n\"'") for s in line.partition(" #")[0].partition(":"))
+            if colon and not line[0].isspace() and value.lower() not in ("false", "no", "off"):
+                found[name.replace("_", "-")] = value
     return found
 
 
@@ -186,7 +186,7 @@ def main(words: Sequence[str]) -> int:
         record = starts.path("cold" if answer == WITHOUT else "warm", start)
         starts.begin(record, pieces)
         process = _opened(int(parent))
-        print(record, flush=True)  # noqa: T201 - for `serve`
+        os.write(1, os.fsencode(record))  # for `serve`; no locale has a say
         if os.fork():
             return answer
     except OSError as exc:

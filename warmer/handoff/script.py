@@ -41,6 +41,11 @@ PATH="$PATH"{bin}
 export PATH
 extra=$#
 {others}set -- serve {words} "$@"
+if ! command -v {program} >/dev/null 2>&1 && ! command -v vllm >/dev/null 2>&1; then
+    echo 'warmer: got neither '{program}' nor a vllm on PATH, expected one of them' >&2
+    echo 'hint: serve in the image that warmer prefill runs in' >&2
+    exit 127
+fi
 {weights}{watch}{plan}{note}{ahead}{levers}{hold_on}{start}if command -v {program} >/dev/null 2>&1; then
     exec {command} "$@"
 fi
@@ -65,7 +70,7 @@ fi
 """
 
 
-# Before a start is counted: such a one would be told on the volume as its kernels' crash.
+# As what is missing above, before a start is counted: such a one would be told on the volume as its kernels' crash.
 _WEIGHTS: Final = """\
 # Without the weights that were handed off no engine starts.
 if [ -L {link} ] && [ ! -e {link} ]; then
@@ -81,6 +86,7 @@ _WATCH: Final = """\
 # Kernels that crashed the engine at load twice are not given to a third start.
 cold=0
 record=
+trap 'rm -f "$record"; exit 143' TERM # somebody stops it: no crash; also as a container's first process
 if command -v python3 >/dev/null 2>&1; then
     record=$(python3 -IS {ready} $$ {words} -- "$@" 9<&-) || cold=$?
 else
