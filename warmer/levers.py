@@ -163,6 +163,16 @@ def decide(
     return states
 
 
+def reads_ahead(chosen: Mapping[str, bool], read_ahead: int | None) -> bool:
+    """Whether a start finds its weights in the page cache: read ahead, as far as memory allows.
+
+    Args:
+        chosen: what the user switched.
+        read_ahead: bytes at most; None as memory allows, 0 none.
+    """
+    return chosen.get("read-ahead", True) and read_ahead is None
+
+
 def _fork(accelerator: str, inherited: Mapping[str, str], apart: str) -> State:
     if _FORK in inherited:
         return State(on=False, why=f"{_FORK} is set")
@@ -190,4 +200,4 @@ def _nothing_to_choose(
         return f"{own} is given"
     if trial is None:
         return "none was measured on this volume: prefill --tune-loader does"
-    return "" if trial.flags else trial.reason
+    return "" if trial.loader.flags else trial.reason

@@ -10,6 +10,7 @@ None of them is in vLLM's key of compiled kernels: ``LoadConfig.compute_hash`` h
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION: Final = 1
 DEFAULT: Final = "default"
+_PAGE_CACHE: Final = "page_cache"
 _GAIN: Final = 0.9
 """What the slower measure of another loader may be of the default's faster one, at most."""
 _THREADS: Final[Mapping[str, Any]] = {"enable_multithread_load": True, "num_threads": 8}
@@ -39,6 +41,7 @@ class Loader:
         config: the same, as fields of vLLM's ``LoadConfig``.
         package: the module it is, where vLLM does not bring it.
         whole: whether it may hold all weights in the node's memory at once.
+        environment: variables that go with the flags.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Loader:
     config: Mapping[str, Any] = field(default_factory=dict)
     package: str = ""
     whole: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def _format(name: str, package: str, *, whole: bool = False) -> Loader:
@@ -67,6 +71,12 @@ LOADERS: Final = (
     ),
     _format("fastsafetensors", "fastsafetensors"),
     _format("instanttensor", "instanttensor"),
+    # It reads past the page cache by default: what read-ahead has fetched it would fetch again.
+    dataclasses.replace(
+        _format("instanttensor", "instanttensor"),
+        name="instanttensor-buffered",
+        environment={"INSTANTTENSOR_BACKEND": "BUFFERED"},
+    ),
     _format("runai_streamer", "runai_model_streamer", whole=True),
 )
 NAMES: Final = tuple(loader.name for loader in LOADERS)
@@ -90,7 +100,7 @@ class Trial:
         holds_for: the versions and the device, by name.
         device: where the weights went: a GPU's name, or ``cpu`` for the memory of the node.
         size: bytes of weights.
-        seconds: loader → seconds it took, each time, with none of the weights in the page cache.
+        seconds: loader → seconds it took, each time.
         left_out: loader → why it was not measured.
         chosen: the loader to use.
         why: why none was chosen but the default; empty where one was, or the default is fastest.
@@ -105,9 +115,14 @@ class Trial:
     why: str = ""
 
     @property
-    def flags(self) -> tuple[str, ...]:
-        """What chooses the loader; empty for the default."""
-        return next(loader.flags for loader in LOADERS if loader.name == self.chosen)
+    def loader(self) -> Loader:
+        """The one to use."""
+        return next(loader for loader in LOADERS if loader.name == self.chosen)
+
+    @property
+    def page_cache(self) -> str:
+        """How the page cache was of the weights before each: ``filled`` or ``emptied``."""
+        return self.holds_for.get(_PAGE_CACHE) or ""
 
     @property
     def reason(self) -> str:
@@ -117,17 +132,25 @@ class Trial:
         took, default = max(self.seconds[self.chosen]), min(self.seconds[DEFAULT])
         return (
             f"{self.chosen}: {took:.2f} s for {default:.2f} s by default, measured on this volume"
+            f" with the page cache {self.page_cache}"
         )
 
 
-def holds_for(stack: Stack, accelerator: Accelerator) -> dict[str, str | None]:
-    """Name what a measure depends on besides the volume and the model."""
+def holds_for(stack: Stack, accelerator: Accelerator, *, filled: bool) -> dict[str, str | None]:
+    """Name what a measure depends on besides the volume and the model.
+
+    Args:
+        stack: the software.
+        accelerator: where weights go.
+        filled: whether a start finds the weights in the page cache, as read-ahead leaves them.
+    """
     found = {name: stack.packages.get(name) for name in _DISTRIBUTIONS}
     return {
         "vllm": stack.vllm,
         "torch": stack.torch,
         "cuda": stack.cuda,
         "accelerator": accelerator.name,
+        _PAGE_CACHE: "filled" if filled else "emptied",
         **found,
     }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from warmer import argv, keys, loaders, wanted, yamltext
+from warmer import argv, keys, levers, loaders, wanted, yamltext
 from warmer.errors import SourceError, UsageError
 from warmer.fill import adopt, revision, trial, weights
 from warmer.fill.sources.registry import open_source
@@ -113,7 +113,8 @@ def _wish(settings: Settings) -> Situation:
         settings = dataclasses.replace(settings, selection=chosen)
     tried = None
     if host.stack is not None and host.accelerator is not None:
-        versions = loaders.holds_for(host.stack, host.accelerator)
+        filled = levers.reads_ahead(settings.levers, settings.read_ahead)
+        versions = loaders.holds_for(host.stack, host.accelerator, filled=filled)
         tried = trial.read(volume, keys.weights_key(model, settings.selection).digest, versions)
     how = wanted.start(settings, host, model, warm, configured=configured, trial=tried)
     want = wanted.want(settings, host, model, how, digests)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from warmer import loaders, wanted
+from warmer import levers, loaders, wanted
 from warmer.errors import WarmerError
 from warmer.fill import trial
 from warmer.observe import limits
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from warmer.situation import Situation
 
 _log = structlog.get_logger(__name__)
+
+_FILLED = (
+    "run --tune-loader where memory holds all weights, or with the --read-ahead that the server has"
+)
+_EMPTIED = (
+    "run --tune-loader on a node where no other pod loads this model; a volume in memory has "
+    "nothing to measure"
+)
 
 
 def tune(situation: Situation) -> Situation:
@@ -51,7 +59,8 @@ def _measure(s: Situation, stack: Stack, accelerator: Accelerator) -> Trial:
         EngineError: the engine's Python failed.
         VolumeError: the volume failed.
     """
-    versions = loaders.holds_for(stack, accelerator)
+    filled = levers.reads_ahead(s.settings.levers, s.settings.read_ahead)
+    versions = loaders.holds_for(stack, accelerator, filled=filled)
     weights = s.wanted.keys["weights"].digest
     files, config = trial.look(s.model_files)
     tried, left_out = loaders.apart(files, config, memory=limits.free())
@@ -65,6 +74,7 @@ def _measure(s: Situation, stack: Stack, accelerator: Accelerator) -> Trial:
             tried,
             environment=s.how.build_env,
             caches=s.warm.cache,
+            filled=filled,
             timeout=s.settings.engine_timeout,
         )
         seconds = {name: tuple(took) for name, took in answer["seconds"].items()}
@@ -77,7 +87,7 @@ def _measure(s: Situation, stack: Stack, accelerator: Accelerator) -> Trial:
             chosen=loaders.choose(seconds),
             why=answer["left_out"].get(loaders.DEFAULT, ""),
         )
-        if answer["stayed"]:
+        if answer["unlike"]:
             trial.abandon(s.volume, weights, versions)
         else:
             trial.end(s.volume, weights, found)
@@ -88,12 +98,12 @@ def _measure(s: Situation, stack: Stack, accelerator: Accelerator) -> Trial:
         _log.info("loader", name=name, seconds=list(took), device=found.device)
     for name, why in found.left_out.items():
         _log.info("loader left out", name=name, why=why)
-    if answer["stayed"]:
+    if answer["unlike"]:
+        kept = "did not keep" if filled else "kept"
         _log.warning(
-            "this measure is not kept: the page cache kept the files",
-            unmeasured=answer["stayed"],
-            hint="run --tune-loader on a node where no other pod loads this model; a volume in memory "
-            "has nothing to measure",
+            f"this measure is not kept: the page cache {kept} the files",
+            unmeasured=answer["unlike"],
+            hint=_FILLED if filled else _EMPTIED,
         )
     _log.info("loaders are measured", chosen=found.chosen, why=found.reason)
     return found

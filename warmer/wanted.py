@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from warmer.layout import WarmDir
-    from warmer.loaders import Trial
+    from warmer.loaders import Loader, Trial
     from warmer.machine import Host
     from warmer.model import ModelRef
     from warmer.settings import Settings
@@ -31,7 +31,7 @@ class Start:
         build_env: the whole environment of the build run; no secrets, nothing of warmer's own.
         levers: what makes the start faster, and whether it is used.
         configured: flag → value, as a YAML file of vLLM's own sets them.
-        loader: further arguments, which choose how weights are loaded; not for what is built.
+        loader: how weights are loaded, where not by default; not for what is built.
     """
 
     model_path: str
@@ -41,7 +41,7 @@ class Start:
     build_env: Mapping[str, str]
     levers: Mapping[str, levers.State] = field(default_factory=dict)
     configured: Mapping[str, str] = field(default_factory=dict)
-    loader: tuple[str, ...] = ()
+    loader: Loader | None = None
 
 
 def start(
@@ -108,7 +108,7 @@ def start(
         build_env=clean | block | {n: v for n, v in families.BUILDING.items() if n in block},
         levers=states,
         configured=configured,
-        loader=trial.flags if trial is not None and states["loader"].on else (),
+        loader=trial.loader if trial is not None and states["loader"].on else None,
     )
 
 

@@ -40,14 +40,26 @@ class Tensor:
     def copy_(self, other):
         pass
 
+def hot(path):
+    with open(path, "rb") as f:
+        try:
+            os.preadv(f.fileno(), [bytearray(1)], os.fstat(f.fileno()).st_size - 1, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return False
+    return True
+
 class Loader:
     def __init__(self, name):
+        if os.environ.get("INSTANTTENSOR_BACKEND") == "BUFFERED":
+            name += "-buffered"
         with open(os.path.join(os.path.dirname(__file__), "does.json")) as f:
             self.does = json.load(f)[name]
 
     def get_all_weights(self, config, model):
         with open(os.path.join(os.path.dirname(__file__), "asked"), "a") as f:
             print(os.environ.get("VLLM_CACHE_ROOT"), file=f)
+        with open(os.path.join(os.path.dirname(__file__), "hot"), "a") as f:
+            print(all(map(hot, glob.glob(config.model + "/*.safetensors"))), file=f)
         if self.does == "end":
             os._exit(9)
         if self.does == "raise":
@@ -111,6 +123,7 @@ def test_the_fastest_loader_is_kept_and_handed_off_to_every_pod_of_the_volume(pl
     assert found["left_out"] == {
         "fastsafetensors": "RuntimeError: this disk cannot",
         "instanttensor": "no package instanttensor is installed",
+        "instanttensor-buffered": "no package instanttensor is installed",
         "runai_streamer": "no package runai_model_streamer is installed",
     }
     assert not [line for line in asked(place) if line.startswith(place.warm)], "of what is sealed"
@@ -148,7 +161,7 @@ def test_where_the_page_cache_cannot_be_emptied_nothing_is_chosen_or_kept_and_th
     os.mkdir(volume)
     try:
         other = place.but(volume=volume)
-        result = other.warmed("--tune-loader")
+        result = other.warmed("--tune-loader", "--read-ahead", "off")
         found = result.json["loaders"]
         assert (found["chosen"], found["seconds"]) == ("default", {})
         assert found["reason"] == "100% of the files stayed in the page cache"
@@ -158,6 +171,34 @@ def test_where_the_page_cache_cannot_be_emptied_nothing_is_chosen_or_kept_and_th
         assert records(other) == [], "on another node, or later, it may be emptied"
     finally:
         runs.shutil.rmtree(volume)
+
+
+def test_weights_are_in_memory_or_not_as_a_start_will_find_them(place):
+    """With read-ahead they are there; which loader is the fastest may be another one then."""
+    does(place)
+    seen = Path(place.engine.site, "vllm/model_executor/model_loader/hot")
+    found = place.warmed("--tune-loader").json["loaders"]
+    assert found["for"]["page_cache"] == "filled"
+    assert "with the page cache filled" in found["reason"]
+    assert set(seen.read_text().split()) == {"True"}
+    seen.unlink()
+    found = place.warmed("--tune-loader", "--read-ahead", "off").json["loaders"]
+    assert found["for"]["page_cache"] == "emptied"
+    assert set(seen.read_text().split()) == {"False"}
+    assert len(records(place)) == 2
+    for other in (("--read-ahead", "1G"), ("--lever", "read-ahead=off")):
+        assert place.warmed("--tune-loader", *other).json["loaders"]["for"] == found["for"]
+
+
+def test_a_loader_may_be_chosen_by_a_variable_too(place):
+    Path(place.engine.site, "instanttensor.py").touch()
+    does(place, **{"instanttensor": SLOW, "instanttensor-buffered": QUICK / 5})
+    found = place.warmed("--tune-loader").json["loaders"]
+    assert found["chosen"] == "instanttensor-buffered"
+    assert len(found["seconds"]["instanttensor"]) == 1
+    assert place.handoff()["loader"] == ["--load-format", "instanttensor"]
+    serve = Path(place.warm, "handoff/serve").read_text()
+    assert 'INSTANTTENSOR_BACKEND="${INSTANTTENSOR_BACKEND:-BUFFERED}"' in serve
 
 
 def test_an_engine_that_cannot_be_asked_is_no_reason_not_to_start(place):
@@ -231,6 +272,24 @@ def test_what_another_process_has_mapped_stays_and_is_seen(tmp_path):
         assert sum(mapped[:: mmap.PAGESIZE]) > 0
         load.drop([path])
         assert load.resident([path]) > 0.5
+
+
+def test_what_was_read_for_a_measure_is_in_the_page_cache(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(20_000_000))
+    load.prepare([path], filled=False)
+    assert load.resident([path]) == 0
+    load.prepare([path], filled=True)
+    assert load.resident([path]) == 1
+
+
+def test_where_memory_does_not_keep_what_was_read_nothing_is_measured(tmp_path, monkeypatch):
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(1_000_000))
+    load.drop([path])
+    monkeypatch.setattr(load, "fetch", lambda _: None)
+    with pytest.raises(load.PageCacheError, match="0% of the files were in the page cache"):
+        load.prepare([path], filled=True)
 
 
 def test_an_empty_file_is_nowhere(tmp_path):

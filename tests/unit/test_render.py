@@ -21,6 +21,7 @@ from warmer.handoff import write
 from warmer.handoff.assemble import hand_off
 from warmer.handoff.render import Handoff, Harvest, Piece, as_json
 from warmer.layout import HANDOFF_FILES, Volume, WarmDir
+from warmer.loaders import Loader
 from warmer.model import Key
 from warmer.observe.crashes import Crashes
 
@@ -354,13 +355,15 @@ MEASURED = ("--model-loader-extra-config", '{"enable_multithread_load":true,"x":
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_every_shell_loads_as_was_measured_until_a_start_crashes(pod, shell):
-    lever(pod, "loader", loader=MEASURED)
-    said, argv, _ = pod.serve("--port", "1", "--x", "it's", shell=shell)
+    lever(pod, "loader", loader=Loader("x", MEASURED, environment={"A_BACKEND": "BUFFERED"}))
+    said, argv, seen = pod.serve("--port", "1", "--x", "it's", shell=shell)
     assert (said, argv[2:]) == ("", ["--port", "1", "--x", "it's", *MEASURED])
+    assert seen["A_BACKEND"] == "BUFFERED"
     unwatched(pod)
-    said, argv, _ = pod.serve("--port", "1", shell=shell)
+    said, argv, seen = pod.serve("--port", "1", shell=shell)
     assert said.startswith("warmer: a start crashed: now without loader\n")
     assert argv[2:] == ["--port", "1"]
+    assert "A_BACKEND" not in seen
 
 
 @pytest.mark.parametrize(
@@ -378,8 +381,15 @@ def test_every_shell_loads_as_was_measured_until_a_start_crashes(pod, shell):
 )
 @pytest.mark.parametrize("shell", SHELLS)
 def test_who_tells_serve_how_to_load_has_chosen(pod, shell, own):
-    lever(pod, "loader", loader=MEASURED)
-    assert pod.serve("--port", "1", *own, shell=shell)[1][2:] == ["--port", "1", *own]
+    lever(pod, "loader", loader=Loader("x", MEASURED, environment={"A_BACKEND": "BUFFERED"}))
+    _, argv, seen = pod.serve("--port", "1", *own, shell=shell)
+    assert argv[2:] == ["--port", "1", *own]
+    assert "A_BACKEND" not in seen
+
+
+def test_who_set_a_loaders_variable_has_decided_what_it_is(pod):
+    lever(pod, "loader", loader=Loader("x", MEASURED, environment={"A_BACKEND": "BUFFERED"}))
+    assert pod.serve("--port", "1", env={"A_BACKEND": "MMAP"})[2]["A_BACKEND"] == "MMAP"
 
 
 def test_who_chose_how_processes_begin_has_chosen(pod):

@@ -218,7 +218,7 @@ _FILLING: Final = (
         "--tune-loader",
         is_flag=True,
         help="Measure which of vLLM's loaders is fastest on this volume for this model, where that "
-        "has not been done; the server uses it (--lever loader). Takes several cold loads.",
+        "has not been done; the server uses it (--lever loader). Takes several loads.",
     ),
     option(
         "--prove",

@@ -6,9 +6,9 @@ A script, run by the engine's own Python: it imports nothing of warmer and needs
 
 vLLM is imported once; each loader then runs in a process forked from that, which ends with it. It
 is vLLM's own loader that reads: what it yields is copied to where the engine would have it, a GPU, or
-the memory of a node without one. Before each, the page cache is emptied of the weights' files, and
-the kernel is asked whether it is: where it is not, nothing is measured. The last line says what was
-found, as JSON.
+the memory of a node without one. Before each, the page cache is emptied of the weights' files, or filled
+with them, as a start will find it, and the kernel is asked whether it is: where it is not, nothing is
+measured. The last line says what was found, as JSON.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-_COLD = 0.02
-"""The part of the files that may be left in the page cache: others may be reading a header."""
-_WINDOW = 1 << 28
+_BESIDE = 0.02
+"""The part of the files that may be left in the page cache, or may be gone: others use it too."""
+_WINDOW, _PIECE = 1 << 28, 1 << 23
 _LEAST = 60.0
 """Seconds that a loader has at least; else several times what the default took."""
 _PATIENCE = 5
@@ -42,8 +42,8 @@ class NotMeasuredError(Exception):
     """A loader could not be measured; the reason, for people."""
 
 
-class StayedError(NotMeasuredError):
-    """The page cache kept the files: of this moment and node, as when another pod there loads them."""
+class PageCacheError(NotMeasuredError):
+    """The page cache was not as asked: of this moment and node, as when another pod there loads them."""
 
 
 def drop(paths: Iterable[str]) -> None:
@@ -55,6 +55,15 @@ def drop(paths: Iterable[str]) -> None:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
+
+
+def fetch(paths: Iterable[str]) -> None:
+    """Have some files in the page cache."""
+    scratch = bytearray(_PIECE)
+    for path in paths:
+        with open(path, "rb", buffering=0) as f:
+            while f.readinto(scratch):
+                pass
 
 
 def resident(paths: Iterable[str]) -> float:
@@ -107,8 +116,10 @@ def load(model: str, config: dict[str, Any]) -> tuple[float, str]:
     return took, torch.cuda.get_device_name() if gpu else "cpu"
 
 
-def forked(model: str, config: dict[str, Any], *, patience: float) -> tuple[float, str]:
-    """Load in a process of its own.
+def forked(
+    model: str, config: dict[str, Any], *, environment: dict[str, str], patience: float
+) -> tuple[float, str]:
+    """Load in a process of its own, with some variables more.
 
     Raises:
         NotMeasuredError: it failed, or took too long.
@@ -118,6 +129,7 @@ def forked(model: str, config: dict[str, Any], *, patience: float) -> tuple[floa
     if not child:
         try:
             os.close(reading)
+            os.environ.update(environment)
             try:
                 answer = list(load(model, config))
             except BaseException as exc:  # noqa: BLE001 - whatever a loader fails with is told
@@ -142,20 +154,23 @@ def forked(model: str, config: dict[str, Any], *, patience: float) -> tuple[floa
     return float(answer[0]), str(answer[1])
 
 
-def measure(
-    model: str, shards: Sequence[str], config: dict[str, Any], *, patience: float
-) -> tuple[float, str]:
-    """Empty the page cache of the files, make sure of it, and load.
+def prepare(shards: Sequence[str], *, filled: bool) -> None:
+    """Empty the page cache of the files, or fill it with them, and make sure of it.
 
     Raises:
-        StayedError: it was not emptied.
-        NotMeasuredError: the loader failed.
+        PageCacheError: it was neither.
     """
-    drop(shards)
-    left = resident(shards)
-    if left > _COLD:
-        raise StayedError(f"{left:.0%} of the files stayed in the page cache")
-    return forked(model, config, patience=patience)
+    if not filled:
+        drop(shards)
+    elif resident(shards) < 1:
+        fetch(shards)
+    there = resident(shards)
+    if filled and there < 1 - _BESIDE:
+        raise PageCacheError(
+            f"{there:.0%} of the files were in the page cache, expected all of them"
+        )
+    if not filled and there > _BESIDE:
+        raise PageCacheError(f"{there:.0%} of the files stayed in the page cache")
 
 
 def main(words: str) -> None:
@@ -165,7 +180,7 @@ def main(words: str) -> None:
     found = sorted(name for name in os.listdir(model) if name.endswith(".safetensors"))
     shards = [os.path.join(model, name) for name in found]
     default, *others = names
-    configs = {one["name"]: one["config"] for one in ask["loaders"]}
+    asks = {one["name"]: one for one in ask["loaders"]}
     left_out: dict[str, str] = {}
     for asked in ask["loaders"]:
         if asked["package"] and importlib.util.find_spec(asked["package"]) is None:
@@ -173,20 +188,22 @@ def main(words: str) -> None:
     importlib.import_module("vllm.model_executor.model_loader")  # once, for all that are forked
 
     seconds: dict[str, list[float]] = {}
-    stayed: list[str] = []
+    unlike: list[str] = []
     device = ""
     patience = float(ask["patience"])
 
     def one(name: str) -> None:
         nonlocal device
         try:
-            took, device = measure(model, shards, configs[name], patience=patience)
+            prepare(shards, filled=ask["filled"])
+            config, environment = asks[name]["config"], asks[name]["environment"]
+            took, device = forked(model, config, environment=environment, patience=patience)
             seconds.setdefault(name, []).append(round(took, 3))
         except (NotMeasuredError, OSError) as exc:
             left_out[name] = str(exc)
             seconds.pop(name, None)
-            if isinstance(exc, StayedError):
-                stayed.append(name)
+            if isinstance(exc, PageCacheError):
+                unlike.append(name)
 
     one(default)
     if default in seconds:
@@ -199,7 +216,7 @@ def main(words: str) -> None:
         if rivals:
             one(min(rivals, key=lambda name: seconds[name][0]))
             one(default)
-    answer = {"device": device, "seconds": seconds, "left_out": left_out, "stayed": stayed}
+    answer = {"device": device, "seconds": seconds, "left_out": left_out, "unlike": unlike}
     print(json.dumps(answer))  # noqa: T201
 
 

@@ -117,6 +117,7 @@ def run(
     *,
     environment: Mapping[str, str],
     caches: str,
+    filled: bool,
     timeout: float,
 ) -> dict[str, Any]:
     """Measure loaders.
@@ -127,17 +128,26 @@ def run(
         tried: the loaders, the default first.
         environment: the whole environment of the build run.
         caches: what is restored there is not written to: it is vouched for.
+        filled: whether the page cache holds the weights before each, or nothing of them.
         timeout: seconds for all of them.
 
     Returns:
-        `device`, `seconds` and `left_out` as a `Trial` has them; `stayed`, those of the left out
-        that were not tried because the page cache kept the files.
+        `device`, `seconds` and `left_out` as a `Trial` has them; `unlike`, those of the left out
+        that were not tried because the page cache was not as asked.
 
     Raises:
         EngineError: vLLM could not be imported, or it took too long.
     """
-    asked = [{"name": x.name, "config": dict(x.config), "package": x.package} for x in tried]
-    ask = json.dumps({"model": model, "loaders": asked, "patience": timeout})
+    asked = [
+        {
+            "name": x.name,
+            "config": dict(x.config),
+            "package": x.package,
+            "environment": dict(x.environment),
+        }
+        for x in tried
+    ]
+    ask = json.dumps({"model": model, "loaders": asked, "filled": filled, "patience": timeout})
     inside = os.path.join(caches, "")
     with (
         as_file(files("warmer.fill").joinpath("load.py")) as script,
@@ -157,7 +167,7 @@ def run(
         raise _failed(f"status {python.returncode}", said)
     try:
         answer = json.loads(said[-1])
-        return {name: answer[name] for name in ("device", "seconds", "left_out", "stayed")}
+        return {name: answer[name] for name in ("device", "seconds", "left_out", "unlike")}
     except (ValueError, TypeError, KeyError, IndexError) as exc:
         raise _failed("no answer", said) from exc
 

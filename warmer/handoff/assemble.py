@@ -64,7 +64,7 @@ def hand_off(s: Situation, without: Mapping[Kind, str]) -> None:
             warm=s.warm,
             crashes=s.volume.crashes,
             levers=[name for name, state in s.how.levers.items() if state.on],
-            loader=() if "weights" in without else s.how.loader,
+            loader=None if "weights" in without else s.how.loader,
             interpreter=stack.interpreter if stack is not None else "",
             read_ahead=s.settings.read_ahead,
             harvest=_harvest(s, without),

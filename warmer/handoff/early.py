@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 HOLD = "WARMER_HOLD"
 """The variable by which `serve` learns to hold; its value is the socket's number."""
-_LATE = ("VLLM_ENABLE_STARTUP_PLAN", "VLLM_WORKER_MULTIPROC_METHOD")
-"""What vLLM reads when it starts its engine, and not while it is imported."""
+_LATE = ("INSTANTTENSOR_BACKEND", "VLLM_ENABLE_STARTUP_PLAN", "VLLM_WORKER_MULTIPROC_METHOD")
+"""What is read when vLLM starts its engine, and not while it is imported."""
 _PLAIN = ("_", "LC_CTYPE", "OLDPWD", "PWD", "SHLVL", HOLD)
 """What shells and Python itself set."""
 _POLL, _ANSWER = 0.1, 120.0

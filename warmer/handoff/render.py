@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from warmer.layout import WarmDir
+    from warmer.loaders import Loader
     from warmer.model import Key, Kind
 
 SCHEMA_VERSION: Final = 1
@@ -82,7 +83,7 @@ class Handoff:
         warm: where starts are counted, and go on without kernels; None: they are not.
         crashes: the directory on the volume where starts that crashed are told.
         levers: names of those this start uses (warmer/levers.py).
-        loader: further arguments of a start that has not crashed: how weights are loaded.
+        loader: how a start that has not crashed loads weights, where not by default.
         interpreter: the Python that `command` runs on; empty where it is not known.
         read_ahead: bytes to read into the page cache at most; None as memory allows.
         harvest: what a sidecar may publish.
@@ -102,7 +103,7 @@ class Handoff:
     warm: WarmDir | None = None
     crashes: str = ""
     levers: Collection[str] = ()
-    loader: Sequence[str] = ()
+    loader: Loader | None = None
     interpreter: str = ""
     read_ahead: int | None = None
     harvest: Harvest = Harvest()
@@ -170,7 +171,7 @@ def as_json(handoff: Handoff) -> dict[str, Any]:
         "env": dict(sorted(handoff.env.items())),
         "argv": list(handoff.argv),
         "levers": sorted(handoff.levers),
-        "loader": list(handoff.loader),
+        "loader": list(handoff.loader.flags) if handoff.loader else [],
         "pieces": [_piece(piece) for piece in handoff.pieces],
         "crashed": handoff.crashed,
     }

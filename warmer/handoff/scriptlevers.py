@@ -12,6 +12,7 @@ from warmer import freedoms, levers, loaders
 
 if TYPE_CHECKING:
     from warmer.handoff.render import Handoff
+    from warmer.loaders import Loader
 
 # A server that crashed is started again without these, before its kernels are suspected.
 _LEVERS: Final = """\
@@ -27,7 +28,7 @@ _LOADER: Final = """\
         esac
     done
     if [ -n "$loader" ]; then
-        set -- "$@" {words}
+{exports}        set -- "$@" {words}
     fi
 """
 # vLLM's own fingerprint of a plan holds neither the memory that may be used nor the environment
@@ -60,7 +61,9 @@ _START: Final = """\
 def chosen(handoff: Handoff) -> str:
     """What a start does that has not crashed; where crashes are not counted, nothing."""
     on = on_trial(handoff)
-    used = (_FORK if "fork" in on else "") + (_loader(handoff) if "loader" in on else "")
+    used = (_FORK if "fork" in on else "") + (
+        _loader(handoff.loader) if "loader" in on and handoff.loader else ""
+    )
     return _LEVERS.format(levers=used) if used else ""
 
 
@@ -90,11 +93,15 @@ def start(handoff: Handoff, path: str) -> str:
     return _LEVERS.format(levers=started)
 
 
-def _loader(handoff: Handoff) -> str:
+def _loader(loader: Loader) -> str:
     """What says how weights are loaded; vLLM takes both spellings of a flag."""
     own = " | ".join(f"{name.replace('-', '[-_]')}*" for name in loaders.OWN)
     own = own.replace("[-_][-_]", "--")
-    return _LOADER.format(own=own, words=shlex.join(handoff.loader))
+    exports = [
+        f'        export {name}="${{{name}:-{value}}}"\n'
+        for name, value in loader.environment.items()
+    ]
+    return _LOADER.format(own=own, words=shlex.join(loader.flags), exports="".join(exports))
 
 
 def on_trial(handoff: Handoff) -> list[str]:
