@@ -8,7 +8,8 @@ A new node has nothing in its page cache and an empty warm dir; restoring and re
 
 One run takes LIMIT seconds at most (600): no start is begun that may take longer than what is left. Those
 with the fewest repeats come first, until each has ROUNDS of them (3). RESUME=1 takes up a WORK whose fill
-is done and adds to its starts, on the same machine; FILL=1 ends with the fill. MODEL is a URI (the tiny
+is done and adds to its starts, on the same machine; FILL=1 ends with the fill. TUNE=1 has the loaders measured
+after the fill (`prefill --tune-loader`): if one is chosen it is a lever like the others. MODEL is a URI (the tiny
 model unless told), SERVE the words after ``--``, WORK a directory, kept.
 The page cache is dropped only with DROP=1, as root, on a machine that is nobody else's.
 
@@ -265,6 +266,8 @@ def filled(work):
     print(f"prefill with nothing: {took:.1f} s", flush=True)
     built = next(e.path for e in os.scandir(os.path.join(demo.warm_dir, "logs")))
     shutil.copy(built, os.path.join(work, "cold.log"))
+    if "TUNE" in os.environ:
+        print(f"loaders measured: {quiet(demo, '--tune-loader'):.1f} s", flush=True)
     return demo
 
 
