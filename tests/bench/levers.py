@@ -110,7 +110,7 @@ def rows(used):
 def turns(todo, took, left):
     """Yield what to start next, of what fits in the time left: those with the fewest starts first.
 
-    What may fail comes last and once: after two starts that crash, the kernels are built anew.
+    What may fail comes last and once.
 
     Args:
         todo: the rows.
@@ -143,7 +143,7 @@ def quiet(demo, *flags, new=False):
     """Prefill; seconds. With `new`, in a new pod on a new node."""
     with contextlib.redirect_stdout(sys.stderr):
         if new:
-            demo.new_pod()
+            shutil.rmtree(demo.warm_dir, ignore_errors=True)
             drop()
         return demo.warmer("prefill", *flags)
 
@@ -172,6 +172,7 @@ class Starts:
             kept |= self._start(row)
         except (RuntimeError, OSError) as exc:
             kept["failure"] = str(exc)
+            self.demo.new_pod()  # In this one the next start would go without levers.
             print(f"{row.name:<40}       -     {exc}", flush=True)
         kept["took_s"] = round(time.monotonic() - begun, 2)
         self.done.append(kept)
@@ -189,7 +190,6 @@ class Starts:
             answer = server.complete(self.demo.handoff()["served_name"], tokens=24)
         if row.recipe:
             self.demo.new_pod()  # What it has built anew, the others have from the volume.
-            quiet(self.demo)
         said = read_log(log)
         total = ready + (restored if row.new else 0.0)
         ranks = "".join(f", rank {rank.name} {rank.cache}" for rank in said.ranks)

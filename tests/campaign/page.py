@@ -92,6 +92,9 @@ Noticed, and as it is meant to be:
 - Four violations of `removed` (SEED=20261128) were the checker's. What was rm'd took the number of a generation with it, another was
   published under it, and the tree of a pod that still had the first was compared with the manifest of the second; the pod's probe and its next prefill
   saw the difference. And what gc had moved to the trash, damaged by the rm, was not forgiven. The server of `term/file` had no weights, like that of `kill-group`.
+- The violation of SEED=20261129 (a machine busy with tests at that time) is of `late`: a pod built kernels that another had published, and
+  published the same once more. It was not seen again in five repeats. By reading: it saw the compiled graphs before it saw another kind that
+  goes with them, for up to ten looks; a kind that is missing is built. That costs one build, and hands off nothing wrong.
 - A name that answers ESTALE for longer than three looks counts as unreadable. Kernels behind it are built and published once more:
   a build, never a wrong one. `stale` stays below that.
 - With `--keep` shorter than a pod runs, and no lock that reaches its node, gc hides what the pod was handed. It stays ready: its
