@@ -7,6 +7,7 @@ tried again within one ``--retry``; what goes well but slowly ends where a build
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +21,7 @@ from warmer.plan import patience
 from warmer.settings import DEFAULT_RETRY
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Container, Iterator, Mapping
 
     from warmer.fill.claim import Claims
     from warmer.fill.remote.bucket import Bucket
@@ -45,6 +46,8 @@ class Remote:
         self._url = settings.remote
         self._trying = Trying(budget=settings.retry, once=True)
         self._bucket: Bucket | None = None
+        self._spent = 0.0
+        """Seconds of all pulls together, without waiting for owners: one build would make all."""
 
     def pull(self, s: Situation, claims: Claims) -> Mapping[Kind, int]:
         """Have on the volume what the bucket has of the pieces that are to be pulled.
@@ -80,7 +83,9 @@ class Remote:
                         lease=s.settings.lock.lease,
                         longest=s.settings.engine_timeout,
                     )
-                    puller.pull(kind, wait=bear(chosen=s.settings.wait), within=bear(chosen=None))
+                    wait, within = bear(chosen=s.settings.wait), bear(chosen=None) - self._spent
+                    with self._timed(claims):
+                        puller.pull(kind, wait=wait, within=within)
         except (SourceError, IntegrityError) as exc:
             _log.warning("nothing more is pulled", failure=exc.message, hint=exc.hint)
         except VolumeError as exc:
@@ -115,6 +120,14 @@ class Remote:
         except (SourceError, IntegrityError, VolumeError) as exc:
             _log.warning("nothing more is pushed", failure=exc.message, hint=exc.hint)
         return pushed
+
+    @contextmanager
+    def _timed(self, claims: Claims) -> Iterator[None]:
+        begun, waited = time.monotonic(), claims.waited
+        try:
+            yield
+        finally:
+            self._spent += time.monotonic() - begun - (claims.waited - waited)
 
     def _open(self) -> Bucket:
         if self._bucket is None:

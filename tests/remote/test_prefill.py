@@ -30,6 +30,18 @@ def warned(result, event):
     return [line for line in fleets.warnings(result) if line["event"] == event]
 
 
+def lame(fleet, kind, number):
+    """Take rank 1 out of a piece in the bucket, as an older warmer may have pushed it."""
+    record = fleet.seals(kind)[number]
+    (entry,) = (file for file in record["files"] if file["path"] == "manifest.json")
+    manifest = json.loads(fleet.read(f"blobs/{entry['sha256']}"))
+    manifest["files"] = [f for f in manifest["files"] if "/rank_1_0/" not in f["path"]]
+    data = json.dumps(manifest).encode()
+    entry |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    fleet.put(f"blobs/{entry['sha256']}", data)
+    fleet.put(fleet.seal_name(kind, number), json.dumps(record).encode())
+
+
 def test_a_node_with_an_empty_volume_pulls_and_its_engine_never_runs(fleet, pioneer):
     fleet.check()
     starts, node = len(pioneer.first.engine.starts), fleet.node()
@@ -55,18 +67,10 @@ def test_a_node_with_an_empty_volume_pulls_and_its_engine_never_runs(fleet, pion
 
 
 def test_a_piece_in_the_bucket_that_lacks_a_rank_is_not_taken(empty):
-    """As an older warmer may have pushed it."""
     serve = (*runs.SERVE, "--tensor-parallel-size", "2")
     assert empty.node().warmed(env=empty.env(), serve=serve).json["pushed_bytes"]
     (number,) = empty.seals("compile")
-    record = empty.seals("compile")[number]
-    (entry,) = (file for file in record["files"] if file["path"] == "manifest.json")
-    manifest = json.loads(empty.read(f"blobs/{entry['sha256']}"))
-    manifest["files"] = [f for f in manifest["files"] if "/rank_1_0/" not in f["path"]]
-    data = json.dumps(manifest).encode()
-    entry |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    empty.put(f"blobs/{entry['sha256']}", data)
-    empty.put(empty.seal_name("compile", number), json.dumps(record).encode())
+    lame(empty, "compile", number)
     node = empty.node()
     done = node.warmed(*NEVER, env=empty.env(), serve=serve)
     (line,) = warned(done, "a piece in the bucket cannot be used")
@@ -304,3 +308,31 @@ def test_a_service_that_ignores_conditions_still_serves(pioneer):
     with fleets.beside(pioneer, server=s3.rclone(), copied=True) as fleet:
         done = fleet.node().warmed(*NEVER, env=fleet.env())
         assert done.json["warm"] is True
+
+
+def test_what_is_built_in_place_of_a_piece_that_lacks_a_rank_is_pushed(empty):
+    """As the refusal promises; else every node would build it for ever."""
+    serve = (*runs.SERVE, "--tensor-parallel-size", "2")
+    empty.node().warmed(env=empty.env(), serve=serve)
+    lame(empty, "compile", 1)
+    done = empty.node().warmed(env=empty.env(), serve=serve)
+    assert "compile" in done.json["pushed_bytes"]
+    assert list(empty.seals("compile")) == [1, 2]
+    last = empty.node().warmed(*NEVER, env=empty.env(), serve=serve)
+    assert last.json["warm"] is True
+
+
+def test_what_is_built_in_place_of_a_piece_whose_needs_are_gone_is_pushed(fleet):
+    """A lifecycle rule took the seals of a shared kind, which then counts from 1 anew."""
+    number = fleet.seals("compile")[1]
+    for kind in ("flashinfer", "jit"):
+        fleet.remove(fleet.seal_name(kind, 1))
+    record = {**number, "needs": {"flashinfer": 3, "jit": 3}}
+    fleet.put(fleet.seal_name("compile", 1), json.dumps(record).encode())
+    done = fleet.node().warmed(env=fleet.env(FAKE_ENGINE="op=one"))
+    assert "a piece in the bucket needs another that cannot be had" in done.err
+    assert list(fleet.seals("jit")) == [1]
+    assert list(fleet.seals("compile")) == [1, 2]
+    assert fleet.seals("compile")[2]["needs"] == {"flashinfer": 1, "jit": 1}
+    last = fleet.node().warmed(*NEVER, env=fleet.env())
+    assert last.json["warm"] is True

@@ -1,9 +1,11 @@
 """The loop outlives what goes wrong in a turn, and what answers outlives a loop that hangs."""
 
 import contextlib
+import errno
 import os
 import sys
 import threading
+import time
 import types
 import urllib.error
 import urllib.request
@@ -16,15 +18,26 @@ import runs
 
 from warmer import check, trust
 from warmer.collect import removal
-from warmer.errors import UsageError
+from warmer.errors import BusyError, UsageError
 from warmer.layout import Volume, WarmDir
 from warmer.model import Key
-from warmer.sidecar import board, copies, handed, health, http, loop, started
+from warmer.sidecar import (
+    board,
+    copies,
+    handed,
+    health,
+    http,
+    loop,
+    passing,
+    started,
+    watch,
+)
 from warmer.sidecar.board import Board
 from warmer.sidecar.copies import State
 from warmer.sidecar.handed import Job
 from warmer.sidecar.harvest import Harvest
 from warmer.sidecar.started import Server
+from warmer.urls import RemoteUrl
 
 KEYS = {"compile": Key("compile", {"a": 1})}
 JOB = Job("id", KEYS, {}, {}, ("--port", "1"), "/bin/vllm", "/bin/py", ())
@@ -171,3 +184,64 @@ def test_what_every_gc_has_removed_is_counted_on_the_volume(tmp_path):
         removal.count(volume, 3)
         assert "warmer_gc_removed_bytes_total 3.0\n" in ask(port, "/metrics")[1]
     assert runs.listing(volume.top) == ["collected.json"]
+
+
+def test_what_a_push_owes_is_pushed_though_no_more_may_be_harvested(pod, monkeypatch):
+    answers = [False, False, True, True]
+    monkeypatch.setattr(passing, "push", lambda *_, **__: answers.pop(0))
+    monkeypatch.setattr(watch, "RETRY", 0.0)
+    beside = pod.loop(most=1, remote=RemoteUrl("bucket", "prefix"))
+    for _ in range(6):
+        beside.turn()
+    assert answers == [True], "asked until it had it, and not again"
+    assert pod.board.results["compile", "published"] == 1
+
+
+def test_what_was_published_before_a_harvest_failed_is_counted_and_passed_on(pod, monkeypatch):
+    pushes = []
+    monkeypatch.setattr(passing, "push", lambda *_, **__: pushes.append(1) or True)
+    monkeypatch.setattr(watch, "RETRY", 0.0)
+
+    def half(harvest):
+        if pod.takes == 1:
+            harvest.done["compile"] = 1
+            raise BusyError("got another owner", reason="busy", hint="wait")
+
+    pod.take = half
+    beside = pod.loop(remote=RemoteUrl("bucket", "prefix"))
+    for _ in range(4):
+        beside.turn()
+    assert pod.board.results["compile", "published"] == 1
+    assert pod.board.bytes["compile"] == 7
+    assert pushes == [1]
+
+
+def test_a_server_that_is_away_for_a_moment_did_not_start_then(pod, monkeypatch):
+    answers = iter([False, True, False, True])
+    monkeypatch.setattr(health, "ready", lambda _: next(answers))
+    now = types.SimpleNamespace(time=lambda: 10.0, monotonic=time.monotonic)
+    monkeypatch.setattr(loop, "time", now)
+    monkeypatch.setattr(started, "running", lambda *_: Server(1, 2_000_000_000, ""))
+    beside = pod.loop(most=0)
+    for _ in range(2):
+        beside.turn()
+    assert pod.board.ready_s == 8.0
+    now.time = lambda: 10_000.0
+    for _ in range(2):
+        beside.turn()
+    assert pod.board.ready_s == 8.0, "from its start to its first good answer"
+
+
+def test_a_count_that_cannot_be_read_for_a_while_does_not_begin_anew(tmp_path, monkeypatch):
+    volume = Volume(str(tmp_path))
+    os.makedirs(volume.top)
+    removal.count(volume, 5)
+
+    def away(_):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with serving(Board(), tmp_path) as port:
+        assert "warmer_gc_removed_bytes_total 5.0\n" in ask(port, "/metrics")[1]
+        with monkeypatch.context() as broken:
+            broken.setattr(removal, "counted", away)
+            assert "warmer_gc_removed_bytes_total 5.0\n" in ask(port, "/metrics")[1]

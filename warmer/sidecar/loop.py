@@ -22,7 +22,7 @@ from warmer.fill.locks.record import Owner
 from warmer.fill.locks.registry import open_lock
 from warmer.secrecy import printable
 from warmer.settings import DEFAULT_RETRY
-from warmer.sidecar import board, copies, handed, health, passing, started
+from warmer.sidecar import board, copies, handed, health, passing, started, watch
 from warmer.sidecar.harvest import Harvest
 from warmer.sidecar.watch import Watch
 from warmer.urls import ON_THE_VOLUME, LockUrl
@@ -123,16 +123,20 @@ class Loop:
         self._said = ""
         self._job: Job | None = None
         self._coming: Server | None = None
+        self._came: Server | None = None
         self._watch = Watch(quiet=options.quiet, every=options.every)
         self._claims = Claims(lambda: open_lock(options.lock, volume=options.volume, me=options.me))
         self._published = 0
-        self._owed = False
+        self._owed: Harvest | None = None
+        self._refused = 0
+        self._push_at = 0.0
         self._bug = ""
 
     def turn(self) -> None:
         """Look once, and harvest if it is time to; whatever fails is said, and tried again."""
         self._board.alive("looking")
         try:
+            self._pass_on()
             why = self._look()
             if why:
                 self._watch.unready()
@@ -157,11 +161,11 @@ class Loop:
         if not where:
             return "the server listens on no port; --server-url says where it answers"
         if not health.ready(where):
-            self._coming = found
+            self._coming = None if found == self._came else found
             return f"the server does not answer at {where}"
         if found == self._coming:
             self._board.ready_s = max(0.0, time.time() - found.at_ns / 1e9)
-            self._coming = None
+        self._came, self._coming = found, None
         if why := found.objection or self._forbidden(job):
             return why
         if job != self._job:
@@ -197,16 +201,11 @@ class Loop:
         self._at_work()
         try:
             harvest.take(seen, self._claims)
-            self._published += bool(harvest.done)
             took = round(time.monotonic() - begun, 3)
             event = "harvested" if harvest.done else "nothing to harvest"
             _log.info(event, seconds=took, **harvest.done)
             self._tell(job.keys.keys() - harvest.done.keys(), "unchanged")
-            self._count(harvest)
-            if self._passed_on(harvest):
-                self._watch.harvested(now=time.monotonic())
-            else:
-                self._watch.failed(now=time.monotonic())
+            self._watch.harvested(now=time.monotonic())
         except copies.ChangedError as exc:
             _log.info("the server is at work in its caches, waiting", why=str(exc))
             self._watch.changed()
@@ -217,11 +216,15 @@ class Loop:
             say("not harvested, trying again later", failure=exc.message, hint=exc.hint)
             self._watch.failed(now=time.monotonic())
             self._tell(job.keys.keys() - harvest.done.keys(), "postponed" if busy else "failed")
-            self._published += bool(harvest.done)
         finally:
             self._tell(harvest.done, "published")
             self._board.waited = self._claims.waited
             self._board.takeovers = self._claims.takeovers
+            if harvest.done:  # of a harvest that failed, too
+                self._published += 1
+                self._owed, self._push_at = harvest, 0.0
+        self._count(harvest)
+        self._pass_on()
 
     def _count(self, harvest: Harvest) -> None:
         """Show how large what was published is."""
@@ -230,16 +233,17 @@ class Loop:
             for kind in harvest.done:
                 self._board.bytes[kind] += held[kind].size
 
-    def _passed_on(self, harvest: Harvest) -> bool:
-        """Push what was published, or what an earlier push owes; whether nothing is owed."""
-        remote = self._options.remote
-        self._owed = self._owed or bool(harvest.done)
-        if remote is not None and self._owed:
-            self._owed = not passing.push(
-                remote, harvest, retry=self._options.retry, alive=self._at_work
-            )
-            return not self._owed
-        return True
+    def _pass_on(self) -> None:
+        """Push what is published and not yet in the bucket, whatever became of the server since."""
+        o = self._options
+        if o.remote is None or self._owed is None or time.monotonic() < self._push_at:
+            return
+        self._at_work()
+        if passing.push(o.remote, self._owed, retry=o.retry, alive=self._at_work):
+            self._owed, self._refused = None, 0
+        else:
+            self._push_at = time.monotonic() + watch.pause(self._refused, every=o.every)
+            self._refused += 1
 
     def _at_work(self) -> None:
         self._board.alive("harvesting", within=board.HARVEST)

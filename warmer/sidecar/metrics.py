@@ -79,7 +79,8 @@ class Survey:
             unit = found.f_frsize
             self.room = (found.f_bavail * unit, (found.f_blocks - found.f_bfree) * unit)
         self.verdicts = _verdicts(self._warm)
-        self.removed = _removed(self._volume)
+        with contextlib.suppress(OSError):  # a counter that falls counts all of it once more
+            self.removed = removal.counted(self._volume)
 
 
 class Metrics(Collector):
@@ -222,10 +223,3 @@ def _verdicts(warm: WarmDir) -> dict[str, str]:
     rows = {row["kind"]: row["verdict"] for row in check.check(warm.root, deep=False)[0]}
     bad = {kind: verdict for kind, verdict in rows.items() if verdict not in ("warm", "cold")}
     return {kind: bad.get(kind, verdict) for kind, verdict in told.items() if kind in KINDS}
-
-
-def _removed(volume: Volume) -> int:
-    try:
-        return removal.counted(volume)
-    except OSError:
-        return 0

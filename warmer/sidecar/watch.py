@@ -14,6 +14,16 @@ LONGEST: Final = 1800.0
 """Seconds that they do not exceed."""
 
 
+def pause(failures: int, *, every: float) -> float:
+    """Seconds until what failed, after so many failures, is tried again.
+
+    Args:
+        failures: in a row, before this one.
+        every: seconds between two harvests.
+    """
+    return min(min(every, RETRY) * 2.0 ** min(failures, 20), LONGEST)
+
+
 class Watch:
     """What has been seen of one server.
 
@@ -56,8 +66,7 @@ class Watch:
 
     def failed(self, *, now: float) -> None:
         """It could not be published."""
-        wait = min(self._every, RETRY) * 2.0 ** min(self._failures, 20)
-        self._next = now + min(wait, LONGEST)
+        self._next = now + pause(self._failures, every=self._every)
         self._failures += 1
 
     def changed(self) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
-from warmer import regular, seal
+from warmer import ranks, regular, seal
 from warmer.errors import IntegrityError, SourceError, VolumeError, using
 from warmer.fill import archive, capacity, members, restore, stagings
 from warmer.fill.remote import catalogue, join, retired
@@ -116,7 +116,11 @@ class Pusher:
         """Put it once; False where another one got the number."""
         there = self._bucket.numbers(key)
         newest = next(catalogue.acceptable(self._bucket, key, there, self._trust), None)
-        same = newest is not None and newest.seal.files == own.record.files
+        same = (
+            newest is not None
+            and newest.seal.files == own.record.files
+            and not self._stranded(newest)
+        )
         offer: _Offer | None = own
         if newest is not None and not same:
             offer = self._beside(newest, key, own, staging)
@@ -142,17 +146,19 @@ class Pusher:
             return None
         return {kind: self._numbers[kind] for kind in record.needs}
 
-    def _beside(
+    def _beside(  # noqa: PLR0911 - a return per case
         self, newest: Found, key: Key, own: _Offer, staging: stagings.Staging
     ) -> _Offer | None:
         """Say what to put where something is there; None where that stands for what is here."""
         there = all(self._bucket.has(file) for file in newest.seal.files)
         if not there or retired.here(self._volume, newest.seal):
             return own
-        if key.kind == "compile":  # another was faster, and theirs is as good
-            self._numbers[key.kind] = newest.number
-            return None
         try:
+            if key.kind == "compile":
+                if self._useless(newest, key):
+                    return own
+                self._numbers[key.kind] = newest.number  # another was faster: as good
+                return None
             theirs = catalogue.manifest(self._bucket, newest)
         except (IntegrityError, SourceError) as exc:
             if isinstance(exc, SourceError) and exc.reason != "not-found":
@@ -177,6 +183,18 @@ class Pusher:
                 number=newest.number,
             )
         return both
+
+    def _useless(self, newest: Found, key: Key) -> bool:
+        """Whether whoever pulls a compiled piece would leave it, and build it as was done here."""
+        world = ranks.world(key.factors)
+        return self._stranded(newest) or (
+            world.several and bool(ranks.lacking(catalogue.paths(self._bucket, newest), world))
+        )
+
+    def _stranded(self, newest: Found) -> bool:
+        """Whether a piece needs numbers that are not there: seals expire, and count from 1 anew."""
+        there = self._numbers
+        return any(number > there.get(kind, number) for kind, number in newest.seal.needs.items())
 
     def _join(
         self,
