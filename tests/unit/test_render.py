@@ -115,8 +115,10 @@ def test_it_warns_of_each_variable_the_kernels_were_built_without_and_starts_all
     pod.write(env={"VLLM_BUILT": "1"}, known=freedoms.FREE_VARIABLES)
     quiet = {"VLLM_BUILT": "2", "VLLM_PORT": "80", "OTHER": "1", "MY_VLLM_X": "1"}
     assert pod.serve(shell=shell, env=quiet)[0] == ""
-    said, argv, seen = pod.serve(shell=shell, env=quiet | {"VLLM_NEW": "a b", "VLLM_BUIL": ""})
-    assert sorted(line.split()[1] for line in said.splitlines()) == ["VLLM_BUIL", "VLLM_NEW"]
+    services = {"VLLM_X_PORT": "tcp://10.0.0.9:80", "VLLM_X_SERVICE_PORT": "80"}
+    unknown = {"VLLM_NEW": "a b", "VLLM_BUIL": "", "VLLM_NIXL_SIDE_CHANNEL_PORT": "5601"}
+    said, argv, seen = pod.serve(shell=shell, env=quiet | services | unknown)
+    assert sorted(line.split()[1] for line in said.splitlines()) == sorted(unknown)
     assert all(line.startswith("warmer: ") for line in said.splitlines())
     assert (argv[0], seen["VLLM_NEW"]) == ("serve", "a b")
 

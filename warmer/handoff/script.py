@@ -29,7 +29,11 @@ for name in $(env | sed -n {hashed}); do
         *" $name "*) continue ;;
     esac
     case "$name" in # Kubernetes describes the services of a namespace in such names
-        *_SERVICE_HOST | *_SERVICE_PORT* | *_PORT | *_PORT_[0-9]*_*) continue ;;
+        *_SERVICE_HOST | *_SERVICE_PORT* | *_PORT_[0-9]*_*) continue ;;
+        *_PORT)
+            eval "value=\\${{$name-}}"
+            case "$value" in tcp://* | udp://* | sctp://*) continue ;; esac
+            ;;
     esac
     unknown="$unknown $name"
     case "$name" in
