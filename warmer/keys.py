@@ -15,7 +15,7 @@ from warmer.model import Difference, Key, Nearest, canonical
 from warmer.selection import ENGINE, Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from warmer import argv
     from warmer.machine import Accelerator, Stack
@@ -51,6 +51,7 @@ def compile_key(
     image: str | None,
     warm_dir: str,
     configured: Mapping[str, str] | None = None,
+    order: Sequence[str] = (),
 ) -> Key:
     """Key of the artifacts compiled for one model, command line and stack.
 
@@ -66,6 +67,7 @@ def compile_key(
         image: the container image's digest, if known.
         warm_dir: where the caches are; build files hold the path.
         configured: flag → value, as the files named by ``--config`` set them.
+        order: flags whose order may decide (`argv.order`).
     """
     vllm = freedoms.version(stack.vllm)
     factors: dict[str, Any] = {"model.key": weights.digest, "model.path": model_path}
@@ -75,6 +77,8 @@ def compile_key(
     for flag, occurrences in flags.items():
         if not freedoms.free_flag(flag, vllm) and flag not in ranks.SIZES.values():
             factors[f"argv.{flag}"] = occurrences
+    if order:
+        factors["argv.order"] = list(order)
     for path, digest in config_digests.items():
         factors[f"file.{path}"] = digest
     for name, value in (dict(inherited) | dict(environment)).items():
