@@ -375,6 +375,11 @@ def test_every_shell_loads_as_was_measured_until_a_start_crashes(pod, shell):
         ["--safetensors_load_strategy", "lazy"],
         ["--model_loader-extra-config", "{}"],
         ["--config", "/c.yaml"],
+        ["--quantization=bitsandbytes"],
+        ["-sc.model", "o/d"],
+        ["--spec-model", "o/d"],
+        ["--tensor_parallel_size", "2"],
+        ["-dp", "2"],
     ],
     ids=str,
 )

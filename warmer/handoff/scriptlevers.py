@@ -18,12 +18,13 @@ _LEVERS: Final = """\
 if [ "$cold" -eq 0 ]; then
 {levers}fi
 """
-# Who gives `serve` an argument of his own about it, or a file that may, has decided.
+# Who gives `serve` an argument of his own about it, or a file that may, has decided; and with some
+# others nothing was measured.
 _LOADER: Final = """\
     loader=measured
     for word in "$@"; do
         case "$word" in
-            {own} | --conf*) loader= ;;
+            {own} | {unmeasured} | --conf*) loader= ;;
         esac
     done
     if [ -n "$loader" ]; then
@@ -42,6 +43,10 @@ for word in "$@"; do
     esac
 done
 """
+# As they are named by `loaders.unmeasured` and `ranks.SPREAD`, and as vLLM's parser abbreviates them.
+_UNMEASURED: Final = (
+    "--quantization* | --spec* | --ten* | --pipe* | --data?par* | --prefill?c* | --nn* | -[dnpqst]*"
+)
 _PLAN: Final = f"""\
 if [ "${{cold:-0}}" -ne 0 ] || [ -n "$others" ]; then
     unset {levers.PLAN}
@@ -94,7 +99,7 @@ def _loader(handoff: Handoff) -> str:
     """What says how weights are loaded; vLLM takes both spellings of a flag."""
     own = " | ".join(f"{name.replace('-', '[-_]')}*" for name in loaders.OWN)
     own = own.replace("[-_][-_]", "--")
-    return _LOADER.format(own=own, words=shlex.join(handoff.loader))
+    return _LOADER.format(own=own, unmeasured=_UNMEASURED, words=shlex.join(handoff.loader))
 
 
 def on_trial(handoff: Handoff) -> list[str]:
