@@ -351,6 +351,28 @@ def test_a_start_after_one_that_crashed_has_no_plan_of_memory(pod, shell):
         unwatched(pod)
 
 
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("words", "offline"),
+    [
+        (["--port", "1", "--tokenizer-mode", "slow", "--seed", "2"], True),
+        (["--spec-model", "o/d"], False),
+        (["-sc.model=o/d"], False),
+        (["--lora_modules", "a=o/d"], False),
+        (["--tokenizer=o/t", "--port", "1"], False),
+    ],
+    ids=str,
+)
+def test_what_serve_is_told_of_in_other_repositories_may_be_fetched(pod, shell, words, offline):
+    pod.write(env=OFFLINE)
+    said, _, seen = pod.serve(*words, shell=shell)
+    assert (said, OFFLINE.keys() & seen.keys()) == ("", OFFLINE.keys() if offline else set())
+    assert pod.serve(*words, shell=shell, env={"HF_HUB_OFFLINE": "1"})[2]["HF_HUB_OFFLINE"] == "1"
+
+
 MEASURED = ("--model-loader-extra-config", '{"enable_multithread_load":true,"x":"it\'s"}')
 
 

@@ -40,8 +40,9 @@ for name in $(env | sed -n {hashed}); do
         VLLM_*) echo "warmer: $name was not set when the kernels were built; they may not hit" >&2 ;;
     esac
 done
-{hold}. {env}
-PATH="$PATH"{bin}
+{hold}offline=${{HF_HUB_OFFLINE-}}
+. {env}
+{fetch}PATH="$PATH"{bin}
 export PATH
 extra=$#
 {others}set -- serve {words} "$@"
@@ -153,6 +154,7 @@ def serve(handoff: Handoff, directory: str, identity: str) -> str:
         ahead=_ahead(handoff, os.path.join(directory, "ahead.py")),
         levers=scriptlevers.chosen(handoff),
         others=scriptlevers.others(handoff),
+        fetch=scriptlevers.fetch(handoff),
         plan=scriptlevers.plan(handoff),
         hold_on=_HOLD_ON.format(
             program=shlex.quote(handoff.command[0]),

@@ -47,6 +47,17 @@ done
 _UNMEASURED: Final = (
     "--quantization* | --spec* | --ten* | --pipe* | --data?par* | --prefill?c* | --nn* | -[dnpqst]*"
 )
+# As `families.OTHER_REPOSITORIES`, and a file that may name them.
+_FETCH: Final = """\
+# What the further arguments name may be in another repository than the model's: it may be fetched.
+for word in "$@"; do
+    case "${{word%%=*}}" in
+        --tokenizer | --hf?conf* | --lora?mod* | --spec* | -s* | --conf*)
+            [ -n "$offline" ] || unset {names}
+            ;;
+    esac
+done
+"""
 _PLAN: Final = f"""\
 if [ "${{cold:-0}}" -ne 0 ] || [ -n "$others" ]; then
     unset {levers.PLAN}
@@ -74,6 +85,12 @@ def others(handoff: Handoff) -> str:
     if levers.PLAN not in handoff.env:
         return ""
     return _OTHERS.format(free=" | ".join(sorted({*freedoms.FREE_FLAGS, "--api-key"})))
+
+
+def fetch(handoff: Handoff) -> str:
+    """What lets the engine ask the hub where a further argument may name another repository."""
+    names = sorted(name for name in handoff.env if name.endswith("_OFFLINE"))
+    return _FETCH.format(names=" ".join(names)) if names else ""
 
 
 def plan(handoff: Handoff) -> str:
