@@ -74,13 +74,13 @@ def parse(argv: Sequence[str]) -> Flags:
     flags: Flags = {}
     current: list[str] | None = None
     for word in argv:
-        if _is_flag(word):
+        if _is_flag(word) and word != "--":
             name, value = _split(word)
             current = [] if value is None else [_canonical_value(value)]
             flags.setdefault(name, []).append(current)
-        elif current is None:
+        elif current is None or word == "--":
             raise UsageError(
-                f"got the word {word!r} before any flag of vllm serve, expected flags only",
+                f"got the word {word!r} among the vLLM arguments and after no flag, expected flags only",
                 reason="positional-argument",
                 hint="name the model with warmer's --model; after -- come vLLM's flags",
             )

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 _ARCHITECTURES: Final = ("FLASHINFER_CUDA_ARCH_LIST", "TORCH_CUDA_ARCH_LIST")
 """Variables that decide for which architectures a JIT builds."""
+_FORMAT: Final = "--load-format"
+_UNREAD: Final = ("dummy", "sharded_state", "runai_streamer_sharded")
+"""Load formats for which vLLM takes a model's own word for tied embeddings, which it hashes; for the others it
+looks into the checkpoint (``VllmConfig`` in 0.32)."""
 
 
 def weights_key(model: ModelRef, selection: Selection = ENGINE) -> Key:
@@ -77,6 +81,8 @@ def compile_key(
     for flag, occurrences in flags.items():
         if not freedoms.free_flag(flag, vllm) and flag not in ranks.SIZES.values():
             factors[f"argv.{flag}"] = occurrences
+    if (load_format := flags.get(_FORMAT, [[]])[-1]) and load_format[0].lower() in _UNREAD:
+        factors[f"argv.{_FORMAT}"] = load_format[0].lower()
     if order:
         factors["argv.order"] = list(order)
     for path, digest in config_digests.items():

@@ -129,6 +129,8 @@ def test_the_order_of_different_flags_does_not_matter():
         ("org/model --x 1", "positional-argument"),
         ("-1", "positional-argument"),
         ("-", "positional-argument"),
+        ("--x 1 --", "positional-argument"),
+        ("-- --x 1", "positional-argument"),
         ("--api-key k", "secret-in-argv"),
         ("--api-key=k", "secret-in-argv"),
         ("--api_key k", "secret-in-argv"),
