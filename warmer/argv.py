@@ -18,7 +18,7 @@ from warmer.model import LEVELS, canonical, too_deep
 from warmer.secrecy import secret_inside, secret_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 Flags = dict[str, list[list[str]]]
 
@@ -48,6 +48,7 @@ _SHORT: Final = {
     "-dc": "--diffusion-config",
     "-ep": "--enable-expert-parallel",
 }
+_LONG: Final = {"--device-memory-utilization": "--gpu-memory-utilization"}
 _NUMBER: Final = re.compile(r"-\d+(\.\d*)?$")
 _SECRET: Final = {"--api-key", "--hf-token"}
 _OWNED: Final = {
@@ -73,13 +74,13 @@ def parse(argv: Sequence[str]) -> Flags:
     flags: Flags = {}
     current: list[str] | None = None
     for word in argv:
-        if word.startswith("-") and word != "-" and not _NUMBER.match(word):
+        if _is_flag(word) and word != "--":
             name, value = _split(word)
             current = [] if value is None else [_canonical_value(value)]
             flags.setdefault(name, []).append(current)
-        elif current is None:
+        elif current is None or word == "--":
             raise UsageError(
-                f"got the word {word!r} before any flag of vllm serve, expected flags only",
+                f"got the word {word!r} among the vLLM arguments and after no flag, expected flags only",
                 reason="positional-argument",
                 hint="name the model with warmer's --model; after -- come vLLM's flags",
             )
@@ -109,9 +110,56 @@ def integer(flags: Flags, name: str, default: int) -> int:
         ) from exc
 
 
+def order(argv: Sequence[str], beside: Callable[[str], bool]) -> list[str]:
+    """Name the flags whose order may decide what they mean, as they stand; none where none does.
+
+    Of ``--max-model-le 1 --max-model-len 2`` vLLM's parser takes the last. Parts of one JSON
+    argument are merged in their order, and not at all where one says ``-cc.`` and one
+    ``--compilation-config.``.
+
+    Args:
+        argv: the words after ``--``.
+        beside: whether a flag is not asked about.
+    """
+    given: list[tuple[str, str]] = []
+    for word in filter(_is_flag, argv):
+        name, _ = _split(word)
+        # The short spelling of a part is told from the long one.
+        stands = word.partition("=")[0] if "." in name and word[1] != "-" else name
+        if not beside(name):
+            given.append((stands, "--" + name[5:] if name.startswith("--no-") else name))
+    rivals = {
+        one
+        for one, a in given
+        for other, b in given
+        if one != other and (_begins(a, b) or _begins(b, a) or _parts_of_one(one, other, a, b))
+    }
+    return [stands for stands, _ in given if stands in rivals]
+
+
+def _begins(short: str, long: str) -> bool:
+    return len(short) > 3 and long.startswith(short)
+
+
+def _parts_of_one(one: str, other: str, a: str, b: str) -> bool:
+    head, dot, _ = a.partition(".")
+    spelt_alike = one.partition(".")[0] == other.partition(".")[0]
+    return bool(dot) and b.startswith(f"{head}.") and not spelt_alike
+
+
+def spelt(names: Iterable[str], flag: str) -> list[str]:
+    """The names that set a flag in vLLM's parser: whole, abbreviated, or part by part of its JSON."""
+    heads = ((name, name.partition(".")[0]) for name in names)
+    return [name for name, head in heads if flag == head or _begins(head, flag)]
+
+
 def config_files(flags: Flags) -> Iterable[str]:
     """Name the YAML files whose content is part of the command line (``--config``)."""
     return [value for occurrence in flags.get("--config", []) for value in occurrence]
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("-") and word != "-" and not _NUMBER.match(word)
 
 
 def _split(word: str) -> tuple[str, str | None]:
@@ -120,7 +168,17 @@ def _split(word: str) -> tuple[str, str | None]:
     name, sep, value = word.partition("=")
     head, dot, rest = name.partition(".")
     long = head.startswith("--")
-    head = "--" + head[2:].replace("_", "-") if long else _SHORT.get(head, head)
+    if long:
+        head = "--" + head[2:].replace("_", "-")
+        head = _LONG.get(head, head)
+    elif head not in _SHORT and head != "-O":
+        # argparse knows abbreviations of these too (-t 2), and a value may follow a letter (-n2).
+        longer = [short for short in _SHORT if len(head) > 1 and short.startswith(head)]
+        if not longer and not sep and not dot and head[:2] in _SHORT:
+            return _SHORT[head[:2]], head[2:]
+        head = _SHORT[longer[0]] if len(longer) == 1 else head
+    else:
+        head = _SHORT.get(head, head)
     if head == "-O":
         head = "--optimization-level"
     return head + dot + rest, value if sep else None

@@ -154,6 +154,7 @@ _PLACES: Final = {"VLLM_CONFIG_ROOT": "vllm", "VLLM_XLA_CACHE_PATH": "xla"}
 OTHER_REPOSITORIES: Final = (
     "--hf-config-path",
     "--lora-modules",
+    "--spec-model",
     "--speculative-config",
     "--tokenizer",
 )

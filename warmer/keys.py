@@ -15,7 +15,7 @@ from warmer.model import Difference, Key, Nearest, canonical
 from warmer.selection import ENGINE, Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from warmer import argv
     from warmer.machine import Accelerator, Stack
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 _ARCHITECTURES: Final = ("FLASHINFER_CUDA_ARCH_LIST", "TORCH_CUDA_ARCH_LIST")
 """Variables that decide for which architectures a JIT builds."""
+_FORMAT: Final = "--load-format"
+_UNREAD: Final = ("dummy", "sharded_state", "runai_streamer_sharded")
+"""Load formats for which vLLM takes a model's own word for tied embeddings, which it hashes; for the others it
+looks into the checkpoint (``VllmConfig`` in 0.32)."""
 
 
 def weights_key(model: ModelRef, selection: Selection = ENGINE) -> Key:
@@ -51,6 +55,7 @@ def compile_key(
     image: str | None,
     warm_dir: str,
     configured: Mapping[str, str] | None = None,
+    order: Sequence[str] = (),
 ) -> Key:
     """Key of the artifacts compiled for one model, command line and stack.
 
@@ -66,6 +71,7 @@ def compile_key(
         image: the container image's digest, if known.
         warm_dir: where the caches are; build files hold the path.
         configured: flag → value, as the files named by ``--config`` set them.
+        order: flags whose order may decide (`argv.order`).
     """
     vllm = freedoms.version(stack.vllm)
     factors: dict[str, Any] = {"model.key": weights.digest, "model.path": model_path}
@@ -75,6 +81,10 @@ def compile_key(
     for flag, occurrences in flags.items():
         if not freedoms.free_flag(flag, vllm) and flag not in ranks.SIZES.values():
             factors[f"argv.{flag}"] = occurrences
+    if (load_format := flags.get(_FORMAT, [[]])[-1]) and load_format[0].lower() in _UNREAD:
+        factors[f"argv.{_FORMAT}"] = load_format[0].lower()
+    if order:
+        factors["argv.order"] = list(order)
     for path, digest in config_digests.items():
         factors[f"file.{path}"] = digest
     for name, value in (dict(inherited) | dict(environment)).items():

@@ -86,7 +86,7 @@ _DISTRIBUTIONS: Final = ("fastsafetensors", "instanttensor", "runai-model-stream
 OWN: Final = ("--loa", "--model-l", "--sa")
 """Beginnings of flags by which the user says himself how weights are loaded: vLLM's parser takes
 abbreviations as short as these."""
-_UNMEASURED: Final = ("--quantization", "--speculative-config")
+_UNMEASURED: Final = ("--quantization", "--spec-method", "--spec-model", "--speculative-config")
 """Flags with which vLLM loads otherwise, or more, than what is measured."""
 _CONVERTED: Final = ("bitsandbytes", "gguf", "torchao")
 """Quantizations for which vLLM itself decides how weights are loaded."""
@@ -170,7 +170,8 @@ def own(flags: Iterable[str], configured: Iterable[str]) -> str:
 def unmeasured(flags: Iterable[str], configured: Iterable[str]) -> str:
     """Return the flag with which a start loads other than what is measured; empty without."""
     given = (*flags, *configured)
-    return next((f for f in _UNMEASURED for g in given if len(g) > 3 and f.startswith(g)), "")
+    heads = [name.partition(".")[0] for name in given]
+    return next((f for f in _UNMEASURED for h in heads if len(h) > 3 and f.startswith(h)), "")
 
 
 def apart(

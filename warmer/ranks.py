@@ -89,7 +89,7 @@ def sizes(flags: argv.Flags, configured: Mapping[str, str]) -> dict[str, int]:
     """
     found = {}
     for name, flag in SIZES.items():
-        said = next((configured[name] for name in _spelt(configured, flag)), "1")
+        said = next((configured[name] for name in argv.spelt(configured, flag)), "1")
         try:
             default = int(said)
         except ValueError as exc:
@@ -98,7 +98,7 @@ def sizes(flags: argv.Flags, configured: Mapping[str, str]) -> dict[str, int]:
                 reason="bad-value",
                 hint="see vllm serve --help",
             ) from exc
-        for word in _spelt(flags, flag):
+        for word in argv.spelt(flags, flag):
             default = argv.integer(flags, word, default)
         found[name] = default
     return found
@@ -113,8 +113,8 @@ def several(flags: argv.Flags, configured: Collection[str], *, beside: Collectio
         beside: flags that are not asked about.
     """
     for flag in (flag for flag in SPREAD if flag not in beside):
-        given = (words for name in _spelt(flags, flag) for words in flags[name])
-        if _spelt(configured, flag) or any(words != ["1"] for words in given):
+        given = (words for name in argv.spelt(flags, flag) for words in flags[name])
+        if argv.spelt(configured, flag) or any(words != ["1"] for words in given):
             return flag
     return ""
 
@@ -126,14 +126,9 @@ def launched(flags: argv.Flags, configured: Collection[str]) -> str:
         flags: the server's arguments.
         configured: flags that a YAML file of vLLM's own sets.
     """
-    given = [words for name in _spelt(flags, _LAUNCHER) for words in flags[name]]
+    given = [words for name in argv.spelt(flags, _LAUNCHER) for words in flags[name]]
     other = any(words not in (["mp"], ["uni"]) for words in given)
-    return _LAUNCHER if other or _spelt(configured, _LAUNCHER) else ""
-
-
-def _spelt(flags: Iterable[str], flag: str) -> list[str]:
-    """The flags that vLLM's parser takes for this one: argparse knows abbreviations."""
-    return [name for name in flags if flag == name or (len(name) > 3 and flag.startswith(name))]
+    return _LAUNCHER if other or argv.spelt(configured, _LAUNCHER) else ""
 
 
 def world(factors: Mapping[str, Any]) -> World:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from warmer import argv, families, freedoms, keys, levers
 from warmer.model import KERNEL_KINDS, Key, Kind, Wanted
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from warmer.machine import Host
     from warmer.model import ModelRef
     from warmer.settings import Settings
+
+_SERVED: Final = "--served-model-name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +90,16 @@ def start(
     for name, variables in levers.VARIABLES.items():
         if not states[name].on:
             block = {n: v for n, v in block.items() if n not in variables}
-    if any(flag in settings.flags or flag in configured for flag in families.OTHER_REPOSITORIES):
+    given = (*settings.flags, *configured)
+    if any(argv.spelt(given, flag) for flag in families.OTHER_REPOSITORIES):
         block = {n: v for n, v in block.items() if not n.endswith("_OFFLINE")}
     name = model.name if model.scheme == "hf" else model.name.rstrip("/").rsplit("/", 1)[-1]
     words = list(settings.serve_argv)
-    named = settings.flags.get("--served-model-name")
+    named = [settings.flags[n][-1] for n in argv.spelt(settings.flags, _SERVED)]
     if named and named[-1]:
         name = named[-1][0]
-    elif "--served-model-name" not in configured:
-        words += ["--served-model-name", name]
+    elif not argv.spelt(configured, _SERVED):
+        words += [_SERVED, name]
     clean = {
         n: v for n, v in inherited.items() if not secret_name(n) and not n.startswith("WARMER_")
     }
@@ -110,6 +113,16 @@ def start(
         configured=configured,
         loader=trial.loader if trial is not None and states["loader"].on else None,
     )
+
+
+def _over_nodes(flags: argv.Flags, configured: Mapping[str, str]) -> bool:
+    """Whether the engine spans several nodes, or is one of those that answer nobody."""
+    if argv.spelt(flags, "--headless") or configured.get("--headless") == "True":
+        return True
+    given = argv.spelt(flags, "--nnodes")
+    if not given:
+        return any(configured[name] != "1" for name in argv.spelt(configured, "--nnodes"))
+    return any(argv.integer(flags, name, 1) > 1 for name in given)
 
 
 def want(
@@ -126,11 +139,11 @@ def want(
         reason = host.missing or "no accelerator was found"
         return Wanted(model, wanted, dict.fromkeys(KERNEL_KINDS, reason))
     without: dict[Kind, str] = {}
-    nodes = how.configured.get("--nnodes", "1") != "1" and "--nnodes" not in settings.flags
-    if "--headless" in settings.flags or nodes or argv.integer(settings.flags, "--nnodes", 1) > 1:
+    if _over_nodes(settings.flags, how.configured):
         reason = "one node alone cannot run an engine that spans several"
         without = {kind: reason for kind in KERNEL_KINDS if kind != "bytecode"}
     unneeded: dict[Kind, str] = {}
+    vllm = freedoms.version(host.stack.vllm)
     for kind in families.kinds(host.accelerator.kind):
         if why := families.unneeded(kind, host.stack):
             unneeded[kind] = why
@@ -153,6 +166,10 @@ def want(
                 image=host.image,
                 warm_dir=settings.warm_dir,
                 configured=how.configured,
+                order=argv.order(
+                    settings.serve_argv,
+                    lambda flag: freedoms.free_flag(flag, vllm),
+                ),
             )
         else:
             wanted[kind] = keys.shared_key(

@@ -49,6 +49,7 @@ def place(seeded, tmp_path):
         ("--host=0.0.0.0 -tp=2", "-tp=2"),
         ("--root_path /a -O2 --ssl-keyfile k --ssl-certfile c -q fp8", "-O2 -q fp8"),
         ("--uds /s -dp 2 --port 1", "-dp 2"),
+        ("--grpc -dp 2 --port 1 --grpc-port 2", "-dp 2"),
         ("--port", ""),
         ("-tp 2 a b --x", "-tp 2 a b --x"),
     ],

@@ -29,6 +29,10 @@ SPELLINGS = [
     ("-tp 2", {"--tensor-parallel-size": [["2"]]}),
     ("-tp=2", {"--tensor-parallel-size": [["2"]]}),
     ("-q awq", {"--quantization": [["awq"]]}),
+    ("-qawq", {"--quantization": [["awq"]]}),
+    ("-n2 -t 2", {"--nnodes": [["2"]], "--tensor-parallel-size": [["2"]]}),
+    ("-p 2", {"-p": [["2"]]}),
+    ("--device_memory_utilization 0.5", {"--gpu-memory-utilization": [["0.5"]]}),
     ("-O2", {"--optimization-level": [["2"]]}),
     ("-O=2", {"--optimization-level": [["2"]]}),
     ("-O 2", {"--optimization-level": [["2"]]}),
@@ -97,6 +101,24 @@ def test_a_difference_that_might_matter_is_not_lost(one, other):
         assert exc.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("--max-model-le 1 --max-model-len 2", ["--max-model-le", "--max-model-len"]),
+        ("--max-model-len 2 --a 1 --max-model-le 1", ["--max-model-len", "--max-model-le"]),
+        ("--no-enable-pre --enable-prefix", ["--no-enable-pre", "--enable-prefix"]),
+        ("--x.a {} --x.a.b 1", ["--x.a", "--x.a.b"]),
+        ("-cc.a 1 --compilation-config.b 1", ["-cc.a", "--compilation-config.b"]),
+        ("-cc.a 1 -cc.b=1", []),
+        ("--x.a 1 --x.b 1 --y 2 --x.a 3", []),
+        ("-tp 1 --tensor-parallel-size 2 -O2 --max-num-seqs 1", []),
+        ("--free 1 --free-too 2", []),
+    ],
+)
+def test_flags_whose_order_decides_are_named_in_it(line, names):
+    assert argv.order(words(line), lambda flag: flag.startswith("--free")) == names
+
+
 def test_the_order_of_different_flags_does_not_matter():
     assert factors("--x 1 --y 2") == factors("--y 2 --x 1")
 
@@ -107,6 +129,8 @@ def test_the_order_of_different_flags_does_not_matter():
         ("org/model --x 1", "positional-argument"),
         ("-1", "positional-argument"),
         ("-", "positional-argument"),
+        ("--x 1 --", "positional-argument"),
+        ("-- --x 1", "positional-argument"),
         ("--api-key k", "secret-in-argv"),
         ("--api-key=k", "secret-in-argv"),
         ("--api_key k", "secret-in-argv"),

@@ -304,3 +304,11 @@ def test_the_smaller_digest_is_nearest_of_two_that_are_as_near():
 
 def test_nothing_is_nearest_where_nothing_is_held():
     assert keys.nearest(Key("jit", {"a": 1}), []) is None
+
+
+def test_load_formats_that_leave_the_checkpoint_unread_have_kernels_of_their_own():
+    """vLLM 0.32 hashes tied embeddings, and unties them by what it finds in the checkpoint."""
+    found = [compile_key(f"{SERVE} --load-format {name}") for name in ("dummy", "sharded_state")]
+    read = compile_key(f"{SERVE} --load-format bitsandbytes")
+    assert read.digest == compile_key().digest
+    assert [changed_factors(read, one) for one in found] == [["argv.--load-format"]] * 2

@@ -102,6 +102,7 @@ def test_what_is_no_lever_is_refused_with_the_names_of_all(word):
         ({"serve": ["--pipeline-parallel-size=2"]}, "--pipeline-parallel-size"),
         ({"serve": ["--data_parallel_size", "8"]}, "--data-parallel-size"),
         ({"serve": ["--nnodes", "2"]}, "--nnodes"),
+        ({"serve": ["-n2"]}, "--nnodes"),
         ({"serve": ["-tp", "2", "-pp", "2"]}, "--pipeline-parallel-size"),
         ({"serve": ["-pcp", "2"]}, "--prefill-context-parallel-size"),
         ({"serve": ["-tp", "2"], "configured": ["--nnodes"]}, "--nnodes"),
@@ -268,3 +269,75 @@ def test_before_the_plan_was_free_it_is_a_factor_on_or_off():
         for word in ("startup-plan=on", "startup-plan=off")
     }
     assert len(keys) == 2
+
+
+ANOTHER = (
+    "--speculative-config.model o/d",
+    "-sc.model=o/d",
+    "--spec-model o/d --spec-tokens 2",
+    "--lora-mod a=o/d",
+    "--hf_config_path o/d",
+)
+
+
+@pytest.mark.parametrize("line", ANOTHER)
+def test_an_engine_that_may_need_another_repository_may_fetch_it(line):
+    words = tuple(line.split())
+    how, _ = start(serve_argv=words, flags=argv.parse(words))
+    assert "HF_HUB_OFFLINE" not in how.env
+    assert "HF_HUB_OFFLINE" in start()[0].env
+    how, _ = start(configured={"--speculative-config.model": "o/d"})
+    assert "HF_HUB_OFFLINE" not in how.env
+
+
+@pytest.mark.parametrize("flag", ["-sc.method", "--speculative-config.model", "--spec-method"])
+def test_no_loader_is_chosen_for_a_model_that_drafts_however_it_is_said(flag):
+    states = decide(serve=[flag, "ngram"])
+    assert "measured without it" in states["loader"].why
+
+
+@pytest.mark.parametrize("words", [("--served-model", "mine"), ("--served_model_name=mine",)])
+def test_a_name_that_the_user_chose_is_the_last_word(words):
+    how, _ = start(serve_argv=words, flags=argv.parse(words))
+    assert (how.served_name, how.argv) == ("mine", words)
+
+
+OVER_NODES = [
+    ({"serve_argv": ("--headles",)}, {}),
+    ({"serve_argv": ("-n2",)}, {}),
+    ({"serve_argv": ("--nnode", "2")}, {}),
+    ({}, {"--headless": "True"}),
+    ({}, {"--nnodes": "2"}),
+]
+
+
+@pytest.mark.parametrize(("serve", "configured"), OVER_NODES)
+def test_no_kernels_are_built_for_an_engine_over_several_nodes(serve, configured):
+    flags = argv.parse(serve.get("serve_argv", ()))
+    _, wants = start(configured=configured, flags=flags, **serve)
+    assert "one node alone" in wants.without["compile"]
+    assert not start(configured={"--headless": "False", "--nnodes": "1"})[1].without
+
+
+RIVALS = [
+    (
+        "--max-num-batched-tok 8 --max-num-batched-tokens 9",
+        "--max-num-batched-tokens 9 --max-num-batched-tok 8",
+    ),
+    ("-cc.mode 0 --compilation-config.backend eager", "-cc.mode 0 -cc.backend eager"),
+    ("-cc.a {} -cc.a.b 1", "-cc.a.b 1 -cc.a {}"),
+    (
+        "--device-memory-utilization 0.5 --gpu-memory-utilization 0.9",
+        "--gpu-memory-utilization 0.9 --device-memory-utilization 0.5",
+    ),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), RIVALS)
+def test_starts_that_vllm_tells_apart_by_the_order_of_their_words_share_no_kernels(one, other):
+    found = [
+        start(serve_argv=w, flags=argv.parse(w))[1]
+        for w in (tuple(line.split()) for line in (one, other))
+    ]
+    assert found[0].keys["compile"] != found[1].keys["compile"]
+    assert found[0].keys["jit"] == found[1].keys["jit"]

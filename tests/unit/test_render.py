@@ -116,8 +116,10 @@ def test_it_warns_of_each_variable_the_kernels_were_built_without_and_starts_all
     pod.write(env={"VLLM_BUILT": "1"}, known=freedoms.FREE_VARIABLES)
     quiet = {"VLLM_BUILT": "2", "VLLM_PORT": "80", "OTHER": "1", "MY_VLLM_X": "1"}
     assert pod.serve(shell=shell, env=quiet)[0] == ""
-    said, argv, seen = pod.serve(shell=shell, env=quiet | {"VLLM_NEW": "a b", "VLLM_BUIL": ""})
-    assert sorted(line.split()[1] for line in said.splitlines()) == ["VLLM_BUIL", "VLLM_NEW"]
+    services = {"VLLM_X_PORT": "tcp://10.0.0.9:80", "VLLM_X_SERVICE_PORT": "80"}
+    unknown = {"VLLM_NEW": "a b", "VLLM_BUIL": "", "VLLM_NIXL_SIDE_CHANNEL_PORT": "5601"}
+    said, argv, seen = pod.serve(shell=shell, env=quiet | services | unknown)
+    assert sorted(line.split()[1] for line in said.splitlines()) == sorted(unknown)
     assert all(line.startswith("warmer: ") for line in said.splitlines())
     assert (argv[0], seen["VLLM_NEW"]) == ("serve", "a b")
 
@@ -350,6 +352,28 @@ def test_a_start_after_one_that_crashed_has_no_plan_of_memory(pod, shell):
         unwatched(pod)
 
 
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("words", "offline"),
+    [
+        (["--port", "1", "--tokenizer-mode", "slow", "--seed", "2"], True),
+        (["--spec-model", "o/d"], False),
+        (["-sc.model=o/d"], False),
+        (["--lora_modules", "a=o/d"], False),
+        (["--tokenizer=o/t", "--port", "1"], False),
+    ],
+    ids=str,
+)
+def test_what_serve_is_told_of_in_other_repositories_may_be_fetched(pod, shell, words, offline):
+    pod.write(env=OFFLINE)
+    said, _, seen = pod.serve(*words, shell=shell)
+    assert (said, OFFLINE.keys() & seen.keys()) == ("", OFFLINE.keys() if offline else set())
+    assert pod.serve(*words, shell=shell, env={"HF_HUB_OFFLINE": "1"})[2]["HF_HUB_OFFLINE"] == "1"
+
+
 MEASURED = ("--model-loader-extra-config", '{"enable_multithread_load":true,"x":"it\'s"}')
 
 
@@ -376,6 +400,11 @@ def test_every_shell_loads_as_was_measured_until_a_start_crashes(pod, shell):
         ["--safetensors_load_strategy", "lazy"],
         ["--model_loader-extra-config", "{}"],
         ["--config", "/c.yaml"],
+        ["--quantization=bitsandbytes"],
+        ["-sc.model", "o/d"],
+        ["--spec-model", "o/d"],
+        ["--tensor_parallel_size", "2"],
+        ["-dp", "2"],
     ],
     ids=str,
 )
@@ -385,6 +414,13 @@ def test_who_tells_serve_how_to_load_has_chosen(pod, shell, own):
     _, argv, seen = pod.serve("--port", "1", *own, shell=shell)
     assert argv[2:] == ["--port", "1", *own]
     assert "A_BACKEND" not in seen
+
+
+def test_what_prefill_was_told_leaves_the_measured_loader_alone(pod):
+    """Whether it may be used with that was decided there: one rank that is written out is one."""
+    lever(pod, "loader", loader=Loader("x", MEASURED), argv=["-tp", "1", "--quantization", "fp8"])
+    assert pod.serve("--port", "1")[1][-2:] == list(MEASURED)
+    assert pod.serve("--port", "1", "-tp", "2")[1][-2:] == ["-tp", "2"]
 
 
 def test_who_set_a_loaders_variable_has_decided_what_it_is(pod):

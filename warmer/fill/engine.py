@@ -36,7 +36,7 @@ _CAUSE: Final = re.compile(r"(?:^|\] )((?:[\w.]*(?:Error|Exception)|Killed)\b: .
 """The last line of a Python traceback, in a log line or alone."""
 
 # Flags that say where the server listens: the build run listens where only we can ask.
-_LISTENING: Final = ("--host", "--port", "--uds", "--ssl-", "--root-path")
+_LISTENING: Final = ("--host", "--port", "--uds", "--ssl-", "--root-path", "--grpc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +147,16 @@ class _Tail:
 
 
 def _not_listening(argv: Sequence[str]) -> list[str]:
-    """Drop the flags that say where the server listens; each takes one value."""
+    """Drop the flags that say where and how the server listens; each takes one value at most."""
     kept: list[str] = []
-    words = iter(argv)
-    for word in words:
+    value = False
+    for word in argv:
         if word.startswith("--") and word.replace("_", "-").startswith(_LISTENING):
-            if "=" not in word:
-                next(words, None)
-            continue
-        kept.append(word)
+            value = "=" not in word and word != "--grpc"
+        elif value:
+            value = False
+        else:
+            kept.append(word)
     return kept
 
 

@@ -29,15 +29,20 @@ for name in $(env | sed -n {hashed}); do
         *" $name "*) continue ;;
     esac
     case "$name" in # Kubernetes describes the services of a namespace in such names
-        *_SERVICE_HOST | *_SERVICE_PORT* | *_PORT | *_PORT_[0-9]*_*) continue ;;
+        *_SERVICE_HOST | *_SERVICE_PORT* | *_PORT_[0-9]*_*) continue ;;
+        *_PORT)
+            eval "value=\\${{$name-}}"
+            case "$value" in tcp://* | udp://* | sctp://*) continue ;; esac
+            ;;
     esac
     unknown="$unknown $name"
     case "$name" in
         VLLM_*) echo "warmer: $name was not set when the kernels were built; they may not hit" >&2 ;;
     esac
 done
-{hold}. {env}
-PATH="$PATH"{bin}
+{hold}offline=${{HF_HUB_OFFLINE-}}
+. {env}
+{fetch}PATH="$PATH"{bin}
 export PATH
 extra=$#
 {others}set -- serve {words} "$@"
@@ -149,6 +154,7 @@ def serve(handoff: Handoff, directory: str, identity: str) -> str:
         ahead=_ahead(handoff, os.path.join(directory, "ahead.py")),
         levers=scriptlevers.chosen(handoff),
         others=scriptlevers.others(handoff),
+        fetch=scriptlevers.fetch(handoff),
         plan=scriptlevers.plan(handoff),
         hold_on=_HOLD_ON.format(
             program=shlex.quote(handoff.command[0]),

@@ -19,14 +19,7 @@ _LEVERS: Final = """\
 if [ "$cold" -eq 0 ]; then
 {levers}fi
 """
-# Who gives `serve` an argument of his own about it, or a file that may, has decided.
 _LOADER: Final = """\
-    loader=measured
-    for word in "$@"; do
-        case "$word" in
-            {own} | --conf*) loader= ;;
-        esac
-    done
     if [ -n "$loader" ]; then
 {exports}        set -- "$@" {words}
     fi
@@ -40,6 +33,31 @@ for word in "$@"; do
     case "${{word%%=*}}" in
         {free}) ;;
         -*) others="$others $word" ;;
+    esac
+done
+"""
+# Who gives `serve` an argument of his own about it, or a file that may, has decided; and with some
+# others nothing was measured.
+_LOADED: Final = """\
+loader=measured
+for word in "$@"; do
+    case "$word" in
+        {own} | {unmeasured} | --conf*) loader= ;;
+    esac
+done
+"""
+# As they are named by `loaders.unmeasured` and `ranks.SPREAD`, and as vLLM's parser abbreviates them.
+_UNMEASURED: Final = (
+    "--quantization* | --spec* | --ten* | --pipe* | --data?par* | --prefill?c* | --nn* | -[dnpqst]*"
+)
+# As `families.OTHER_REPOSITORIES`, and a file that may name them.
+_FETCH: Final = """\
+# What the further arguments name may be in another repository than the model's: it may be fetched.
+for word in "$@"; do
+    case "${{word%%=*}}" in
+        --tokenizer | --hf?conf* | --lora?mod* | --spec* | -s* | --conf*)
+            [ -n "$offline" ] || unset {names}
+            ;;
     esac
 done
 """
@@ -69,9 +87,19 @@ def chosen(handoff: Handoff) -> str:
 
 def others(handoff: Handoff) -> str:
     """What notes of the further arguments, before the handed-off ones are put in front of them."""
-    if levers.PLAN not in handoff.env:
-        return ""
-    return _OTHERS.format(free=" | ".join(sorted({*freedoms.FREE_FLAGS, "--api-key"})))
+    noted = ""
+    if levers.PLAN in handoff.env:
+        noted += _OTHERS.format(free=" | ".join(sorted({*freedoms.FREE_FLAGS, "--api-key"})))
+    if "loader" in on_trial(handoff):  # vLLM takes both spellings of a flag
+        own = " | ".join(f"{name.replace('-', '[-_]')}*" for name in loaders.OWN)
+        noted += _LOADED.format(own=own.replace("[-_][-_]", "--"), unmeasured=_UNMEASURED)
+    return noted
+
+
+def fetch(handoff: Handoff) -> str:
+    """What lets the engine ask the hub where a further argument may name another repository."""
+    names = sorted(name for name in handoff.env if name.endswith("_OFFLINE"))
+    return _FETCH.format(names=" ".join(names)) if names else ""
 
 
 def plan(handoff: Handoff) -> str:
@@ -94,14 +122,12 @@ def start(handoff: Handoff, path: str) -> str:
 
 
 def _loader(loader: Loader) -> str:
-    """What says how weights are loaded; vLLM takes both spellings of a flag."""
-    own = " | ".join(f"{name.replace('-', '[-_]')}*" for name in loaders.OWN)
-    own = own.replace("[-_][-_]", "--")
+    """What says how weights are loaded."""
     exports = [
         f'        export {name}="${{{name}:-{value}}}"\n'
         for name, value in loader.environment.items()
     ]
-    return _LOADER.format(own=own, words=shlex.join(loader.flags), exports="".join(exports))
+    return _LOADER.format(words=shlex.join(loader.flags), exports="".join(exports))
 
 
 def on_trial(handoff: Handoff) -> list[str]:
