@@ -428,6 +428,27 @@ def test_who_set_a_loaders_variable_has_decided_what_it_is(pod):
     assert pod.serve("--port", "1", env={"A_BACKEND": "MMAP"})[2]["A_BACKEND"] == "MMAP"
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("words", "forked"),
+    [
+        (["-tp", "2"], True),
+        (["--distributed-executor-backend", "ray"], False),
+        (["--pipeline-parallel-size=2"], False),
+        (["-pp", "2"], False),
+        (["--data_parallel_size", "2"], False),
+        (["--nnodes", "2"], False),
+        (["--config", "/c.yaml"], False),
+    ],
+    ids=str,
+)
+def test_processes_are_forked_only_as_was_measured_whatever_serve_is_told(
+    pod, shell, words, forked
+):
+    lever(pod, "fork", argv=["-dcp", "1"])
+    assert (pod.serve("--port", "1", *words, shell=shell)[2].get(FORK) == "fork") is forked
+
+
 def test_who_chose_how_processes_begin_has_chosen(pod):
     lever(pod, "fork")
     assert pod.serve("--port", "1", env={FORK: "spawn"})[2][FORK] == "spawn"

@@ -50,6 +50,15 @@ done
 _UNMEASURED: Final = (
     "--quantization* | --spec* | --ten* | --pipe* | --data?par* | --prefill?c* | --nn* | -[dnpqst]*"
 )
+# As `levers.decide` has it: with tensor-parallel ranks of one node, which vLLM starts itself.
+_FORKED: Final = """\
+fork=measured
+for word in "$@"; do
+    case "$word" in
+        --pipe* | --data?par* | --prefill?c* | --nn* | --dist* | --conf* | -[dnp]*) fork= ;;
+    esac
+done
+"""
 # As `families.OTHER_REPOSITORIES`, and a file that may name them.
 _FETCH: Final = """\
 # What the further arguments name may be in another repository than the model's: it may be fetched.
@@ -67,7 +76,9 @@ if [ "${{cold:-0}}" -ne 0 ] || [ -n "$others" ]; then
 fi
 """
 _FORK: Final = """\
-    export VLLM_WORKER_MULTIPROC_METHOD="${VLLM_WORKER_MULTIPROC_METHOD:-fork}"
+    if [ -n "$fork" ]; then
+        export VLLM_WORKER_MULTIPROC_METHOD="${VLLM_WORKER_MULTIPROC_METHOD:-fork}"
+    fi
 """
 _START: Final = """\
     if [ -x {interpreter} ] && command -v {program} >/dev/null 2>&1; then
@@ -90,6 +101,8 @@ def others(handoff: Handoff) -> str:
     noted = ""
     if levers.PLAN in handoff.env:
         noted += _OTHERS.format(free=" | ".join(sorted({*freedoms.FREE_FLAGS, "--api-key"})))
+    if "fork" in on_trial(handoff):
+        noted += _FORKED
     if "loader" in on_trial(handoff):  # vLLM takes both spellings of a flag
         own = " | ".join(f"{name.replace('-', '[-_]')}*" for name in loaders.OWN)
         noted += _LOADED.format(own=own.replace("[-_][-_]", "--"), unmeasured=_UNMEASURED)
