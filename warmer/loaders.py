@@ -10,7 +10,6 @@ None of them is in vLLM's key of compiled kernels: ``LoadConfig.compute_hash`` h
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -72,9 +71,11 @@ LOADERS: Final = (
     _format("fastsafetensors", "fastsafetensors"),
     _format("instanttensor", "instanttensor"),
     # It reads past the page cache by default: what read-ahead has fetched it would fetch again.
-    dataclasses.replace(
-        _format("instanttensor", "instanttensor"),
-        name="instanttensor-buffered",
+    Loader(
+        "instanttensor-buffered",
+        ("--load-format", "instanttensor"),
+        {"load_format": "instanttensor"},
+        "instanttensor",
         environment={"INSTANTTENSOR_BACKEND": "BUFFERED"},
     ),
     _format("runai_streamer", "runai_model_streamer", whole=True),
@@ -86,7 +87,7 @@ _DISTRIBUTIONS: Final = ("fastsafetensors", "instanttensor", "runai-model-stream
 OWN: Final = ("--loa", "--model-l", "--sa")
 """Beginnings of flags by which the user says himself how weights are loaded: vLLM's parser takes
 abbreviations as short as these."""
-_UNMEASURED: Final = ("--quantization", "--spec-method", "--spec-model", "--speculative-config")
+UNMEASURED: Final = ("--quantization", "--spec-method", "--spec-model", "--speculative-config")
 """Flags with which vLLM loads otherwise, or more, than what is measured."""
 _CONVERTED: Final = ("bitsandbytes", "gguf", "torchao")
 """Quantizations for which vLLM itself decides how weights are loaded."""
@@ -171,7 +172,7 @@ def unmeasured(flags: Iterable[str], configured: Iterable[str]) -> str:
     """Return the flag with which a start loads other than what is measured; empty without."""
     given = (*flags, *configured)
     heads = [name.partition(".")[0] for name in given]
-    return next((f for f in _UNMEASURED for h in heads if len(h) > 3 and f.startswith(h)), "")
+    return next((f for f in UNMEASURED for h in heads if len(h) > 3 and f.startswith(h)), "")
 
 
 def apart(

@@ -29,7 +29,7 @@ SIZES: Final = {
 TENSOR: Final = SIZES["parallel.tp"]
 _CONTEXT: Final = "--prefill-context-parallel-size"
 _NODES: Final = "--nnodes"
-_LAUNCHER: Final = "--distributed-executor-backend"
+LAUNCHER: Final = "--distributed-executor-backend"
 """Ray's ranks may be on other nodes, whatever else is said."""
 SPREAD: Final = (*SIZES.values(), _CONTEXT, _NODES)
 """Flags with which an engine has more than one rank."""
@@ -126,9 +126,9 @@ def launched(flags: argv.Flags, configured: Collection[str]) -> str:
         flags: the server's arguments.
         configured: flags that a YAML file of vLLM's own sets.
     """
-    given = [words for name in argv.spelt(flags, _LAUNCHER) for words in flags[name]]
+    given = [words for name in argv.spelt(flags, LAUNCHER) for words in flags[name]]
     other = any(words not in (["mp"], ["uni"]) for words in given)
-    return _LAUNCHER if other or argv.spelt(configured, _LAUNCHER) else ""
+    return LAUNCHER if other or argv.spelt(configured, LAUNCHER) else ""
 
 
 def world(factors: Mapping[str, Any]) -> World:

@@ -312,7 +312,7 @@ def test_a_start_that_is_killed_with_all_its_processes_counts_and_one_on_its_way
         assert plan(place) == STALE
 
 
-@pytest.mark.parametrize("prefix", [(), pytest.param(runs.PID_NAMESPACE, marks=ROOT)], ids=len)
+@pytest.mark.parametrize("prefix", [(), runs.AS_FIRST])
 def test_starts_that_somebody_stops_do_not_count_and_one_that_crashes_still_does(tmp_path, prefix):
     """Nodes that are drained, one after the other, while the engine loads."""
     with runs.place(tmp_path) as place:
@@ -331,7 +331,7 @@ def test_starts_that_somebody_stops_do_not_count_and_one_that_crashes_still_does
         assert len(starts(place, "warm")) == 1
 
 
-@pytest.mark.parametrize("prefix", [(), pytest.param(runs.PID_NAMESPACE, marks=ROOT)], ids=len)
+@pytest.mark.parametrize("prefix", [(), runs.AS_FIRST])
 def test_a_stop_that_meets_the_script_is_heeded_and_does_not_count(tmp_path, prefix):
     """A shell that is its container's first process would not hear of it, and start the server."""
     with runs.place(tmp_path) as place:

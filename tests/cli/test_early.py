@@ -149,17 +149,7 @@ def test_the_process_that_imported_becomes_the_server_as_the_handoff_says(pod):
         eventually(lambda: not os.path.exists(f"/proc/{holder}"))
 
 
-@pytest.mark.parametrize(
-    "prefix",
-    [
-        (),
-        pytest.param(
-            runs.PID_NAMESPACE,
-            marks=pytest.mark.skipif(os.geteuid() != 0, reason="PID namespaces are root's"),
-        ),
-    ],
-    ids=["child", "pid1"],
-)
+@pytest.mark.parametrize("prefix", [(), runs.AS_FIRST])
 def test_a_stop_while_serve_is_asked_does_not_count_as_a_crash(pod, prefix):
     pod.hide()
     Path(pod.warm.handoff, "installed.py").write_text("import time; time.sleep(1)")
@@ -265,9 +255,7 @@ def test_a_handoff_that_never_comes_ends_the_waiting_with_3(pod, foretold):
     assert pod.starts == []
 
 
-@pytest.mark.parametrize(
-    "prefix", [(), runs.PID_NAMESPACE], ids=["plain", "first of its container"]
-)
+@pytest.mark.parametrize("prefix", [(), runs.AS_FIRST])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_who_waits_ends_when_it_is_told_to(pod, number, prefix):
     pod.hide()

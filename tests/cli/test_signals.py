@@ -15,13 +15,7 @@ import runs
 
 REPOSITORY = os.path.join(os.path.dirname(__file__), "..", "..")
 SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
-PREFIXES = [
-    (),
-    pytest.param(
-        runs.PID_NAMESPACE,
-        marks=pytest.mark.skipif(os.geteuid() != 0, reason="PID namespaces are root's"),
-    ),
-]
+PREFIXES = [(), runs.AS_FIRST]
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import urllib.request
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
+import pytest
 from fakeengine import Engine, make_engine
 from hub import Hub
 from tinymodel import make_tiny_llama
@@ -26,6 +27,12 @@ REPO, OTHER = "org/tiny", "org/other"
 SERVE = ("--max-model-len", "512")
 WARMER = (sys.executable, "-m", "warmer")
 PID_NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", 'exec "$@"', "sh")
+AS_FIRST = pytest.param(
+    PID_NAMESPACE,
+    marks=pytest.mark.skipif(os.geteuid() != 0, reason="makes a PID namespace, as root alone may"),
+    id="first of its container",
+)
+"""For the prefix of a command: run as a container's first process is."""
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 

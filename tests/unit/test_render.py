@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 import handed
 import runs
 
-from warmer import freedoms, wanted
+from warmer import families, freedoms, loaders, ranks, wanted
 from warmer.handoff import write
 from warmer.handoff.assemble import hand_off
 from warmer.handoff.render import Handoff, Harvest, Piece, as_json
@@ -447,6 +447,21 @@ def test_processes_are_forked_only_as_was_measured_whatever_serve_is_told(
 ):
     lever(pod, "fork", argv=["-dcp", "1"])
     assert (pod.serve("--port", "1", *words, shell=shell)[2].get(FORK) == "fork") is forked
+
+
+@pytest.mark.parametrize("spell", [str, lambda flag: f"--{flag[2:].replace('-', '_')}"], ids="-_")
+def test_what_prefill_looks_for_in_its_own_flags_serve_looks_for_in_its_own(pod, spell):
+    """The script has no tables: its patterns hold all that is in them."""
+    lever(pod, "fork", "loader", loader=Loader("x", MEASURED), more_env=OFFLINE)
+    afar = {flag for flag in ranks.SPREAD if flag != ranks.TENSOR} | {ranks.LAUNCHER}
+    lone = {*ranks.SPREAD, *loaders.UNMEASURED}
+    for flag in {*afar, *lone, *families.OTHER_REPOSITORIES, "--seed"}:
+        shutil.rmtree(pod.warm.starts, ignore_errors=True)  # none of them has crashed
+        _, argv, seen = pod.serve("--port", "1", spell(flag), "x")
+        assert (FORK in seen) is (flag not in afar), flag
+        assert (MEASURED[0] in argv) is (flag not in lone), flag
+        if flag in (*families.OTHER_REPOSITORIES, "--seed"):  # others may be abbreviated alike
+            assert bool(OFFLINE.keys() & seen.keys()) is (flag == "--seed"), flag
 
 
 def test_who_chose_how_processes_begin_has_chosen(pod):

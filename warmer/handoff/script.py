@@ -42,10 +42,10 @@ for name in $(env | sed -n {hashed}); do
 done
 {hold}offline=${{HF_HUB_OFFLINE-}}
 . {env}
-{fetch}PATH="$PATH"{bin}
+PATH="$PATH"{bin}
 export PATH
 extra=$#
-{others}set -- serve {words} "$@"
+{look}set -- serve {words} "$@"
 if ! command -v {program} >/dev/null 2>&1 && ! command -v vllm >/dev/null 2>&1; then
     echo 'warmer: got neither '{program}' nor a vllm on PATH, expected one of them' >&2
     echo 'hint: serve in the image that warmer prefill runs in' >&2
@@ -153,8 +153,7 @@ def serve(handoff: Handoff, directory: str, identity: str) -> str:
         watch=_watch(handoff, os.path.join(directory, "ready.py")),
         ahead=_ahead(handoff, os.path.join(directory, "ahead.py")),
         levers=scriptlevers.chosen(handoff),
-        others=scriptlevers.others(handoff),
-        fetch=scriptlevers.fetch(handoff),
+        look=scriptlevers.look(handoff),
         plan=scriptlevers.plan(handoff),
         hold_on=_HOLD_ON.format(
             program=shlex.quote(handoff.command[0]),

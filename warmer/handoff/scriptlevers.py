@@ -24,51 +24,40 @@ _LOADER: Final = """\
 {exports}        set -- "$@" {words}
     fi
 """
+# What `serve` is told itself, prefill has not seen. Each of these looks at one word of it, as vLLM's
+# parser abbreviates it; who names a file with --config may say anything there.
+_LOOK: Final = """\
+# The further arguments: what may not be done with them.
+{before}for word in "$@"; do
+    word=${{word%%=*}}
+{cases}done
+"""
+_CASE: Final = """\
+    case "$word" in
+{case}    esac
+"""
 # vLLM's own fingerprint of a plan holds neither the memory that may be used nor the environment
 # (v1/worker/startup_plan.py): with another word for it the plan of the build would be applied.
-_OTHERS: Final = """\
-# A plan of memory holds for the flags below, and for those beside them that take no memory.
-others=$unknown
-for word in "$@"; do
-    case "${{word%%=*}}" in
+_TAKES_MEMORY: Final = """\
         {free}) ;;
         -*) others="$others $word" ;;
-    esac
-done
 """
-# Who gives `serve` an argument of his own about it, or a file that may, has decided; and with some
-# others nothing was measured.
-_LOADED: Final = """\
-loader=measured
-for word in "$@"; do
-    case "$word" in
-        {own} | {unmeasured} | --conf*) loader= ;;
-    esac
-done
-"""
-# As they are named by `loaders.unmeasured` and `ranks.SPREAD`, and as vLLM's parser abbreviates them.
-_UNMEASURED: Final = (
-    "--quantization* | --spec* | --ten* | --pipe* | --data?par* | --prefill?c* | --nn* | -[dnpqst]*"
-)
 # As `levers.decide` has it: with tensor-parallel ranks of one node, which vLLM starts itself.
-_FORKED: Final = """\
-fork=measured
-for word in "$@"; do
-    case "$word" in
+_NOT_FORKED: Final = """\
         --pipe* | --data?par* | --prefill?c* | --nn* | --dist* | --conf* | -[dnp]*) fork= ;;
-    esac
-done
 """
-# As `families.OTHER_REPOSITORIES`, and a file that may name them.
-_FETCH: Final = """\
-# What the further arguments name may be in another repository than the model's: it may be fetched.
-for word in "$@"; do
-    case "${{word%%=*}}" in
+# Who says himself how weights are loaded has decided. The others are those of `loaders.UNMEASURED` and
+# `ranks.SPREAD`.
+_NOT_LOADED: Final = """\
+        {own} | --conf*) loader= ;;
+        --quantization* | --spec* | --ten* | --pipe* | --data?par* | --prefill?c* | --nn*) loader= ;;
+        -[dnpqst]*) loader= ;;
+"""
+# As `families.OTHER_REPOSITORIES`: what is there may have to be fetched.
+_ELSEWHERE: Final = """\
         --tokenizer | --hf?conf* | --lora?mod* | --spec* | -s* | --conf*)
             [ -n "$offline" ] || unset {names}
             ;;
-    esac
-done
 """
 _PLAN: Final = f"""\
 if [ "${{cold:-0}}" -ne 0 ] || [ -n "$others" ]; then
@@ -96,23 +85,24 @@ def chosen(handoff: Handoff) -> str:
     return _LEVERS.format(levers=used) if used else ""
 
 
-def others(handoff: Handoff) -> str:
-    """What notes of the further arguments, before the handed-off ones are put in front of them."""
-    noted = ""
+def look(handoff: Handoff) -> str:
+    """What looks at the further arguments, before the handed-off ones are put in front of them."""
+    on, before, cases = on_trial(handoff), "", []
     if levers.PLAN in handoff.env:
-        noted += _OTHERS.format(free=" | ".join(sorted({*freedoms.FREE_FLAGS, "--api-key"})))
-    if "fork" in on_trial(handoff):
-        noted += _FORKED
-    if "loader" in on_trial(handoff):  # vLLM takes both spellings of a flag
-        own = " | ".join(f"{name.replace('-', '[-_]')}*" for name in loaders.OWN)
-        noted += _LOADED.format(own=own.replace("[-_][-_]", "--"), unmeasured=_UNMEASURED)
-    return noted
-
-
-def fetch(handoff: Handoff) -> str:
-    """What lets the engine ask the hub where a further argument may name another repository."""
-    names = sorted(name for name in handoff.env if name.endswith("_OFFLINE"))
-    return _FETCH.format(names=" ".join(names)) if names else ""
+        before += "others=$unknown\n"
+        free = " | ".join(sorted({*freedoms.FREE_FLAGS, "--api-key"}))
+        cases.append(_TAKES_MEMORY.format(free=free))
+    if "fork" in on:
+        before += "fork=measured\n"
+        cases.append(_NOT_FORKED)
+    if "loader" in on:  # vLLM takes both spellings of a flag
+        before += "loader=measured\n"
+        own = " | ".join(f"--{name[2:].replace('-', '[-_]')}*" for name in loaders.OWN)
+        cases.append(_NOT_LOADED.format(own=own))
+    if names := sorted(name for name in handoff.env if name.endswith("_OFFLINE")):
+        cases.append(_ELSEWHERE.format(names=" ".join(names)))
+    looks = "".join(_CASE.format(case=case) for case in cases)
+    return _LOOK.format(before=before, cases=looks) if cases else ""
 
 
 def plan(handoff: Handoff) -> str:
