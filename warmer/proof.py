@@ -4,7 +4,8 @@ Said beforehand, a hit is a prediction. This run has the handoff's arguments and
 what makes vLLM itself object: a compiled graph that cannot be loaded ends the start
 (``VLLM_FORCE_AOT_LOAD``), and so does a kernel built at a request (``--jit-monitor-mode error``).
 Afterwards its log must not tell of a compilation, and no cache may hold a new file or one that was
-compiled anew.
+compiled anew. Nor should it complete another text than the build run did: where it does, that is said
+and fails nothing, for a GPU may round differently from run to run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import structlog
 
 from warmer import families
 from warmer.errors import EngineError, NotWarmError, VolumeError, using
-from warmer.fill import crashes, engine, members, progress, restore
+from warmer.fill import answer, crashes, engine, members, progress, restore
 from warmer.handoff import write
 from warmer.model import KERNEL_KINDS
 from warmer.report import log
@@ -54,12 +55,14 @@ class Proof:
             CPUs: then the files alone are the proof.
         ranks: what it says of each rank's, where there are several.
         answered: whether the one request was answered; else what a request builds is unproved.
+        same_answer: whether it completed what the build run did; None where either is not known.
         log: path of what the engine said.
     """
 
     ready: float
     cache: Cache
     answered: bool
+    same_answer: bool | None
     log: str
     ranks: Mapping[str, Cache] = field(default_factory=dict)
 
@@ -103,6 +106,7 @@ def prove(s: Situation, without: Container[Kind]) -> Proof:
         for kind in kinds:  # while the engine may write there, no record vouches for the tree
             restore.distrust(s.warm, kind)
         before = _files(s, kinds)
+        expected = answer.kept(s.warm.tree("compile"))
         run = engine.run(
             command=stack.command,
             model_path=s.how.model_path,
@@ -131,8 +135,9 @@ def prove(s: Situation, without: Container[Kind]) -> Proof:
     crashes.acquit(s.volume, pieces)
     if not run.answered:
         _log.warning("the engine completed no text; what a request builds is not proved")
+    same = _same(expected, run.tokens)
     ranks = {rank.name: rank.cache for rank in said.ranks}
-    return Proof(round(run.ready, 3), said.cache, run.answered, run.log, ranks)
+    return Proof(round(run.ready, 3), said.cache, run.answered, same, run.log, ranks)
 
 
 def _sealed(s: Situation, kind: Kind, without: Container[Kind]) -> bool:
@@ -166,6 +171,20 @@ def _files(s: Situation, kinds: Sequence[Kind]) -> dict[tuple[Kind, str], int]:
             for kind in kinds
             for path, changed in members.changed(s.warm.tree(kind), families.excluded(kind))
         }
+
+
+def _same(built: Sequence[int], warm: Sequence[int]) -> bool | None:
+    if not built or not warm:
+        return None
+    if [*built] == [*warm]:
+        return True
+    _log.warning(
+        "a warm start completed another text than the build run",
+        build=[*built],
+        warm=[*warm],
+        hint="a GPU may round differently from run to run; compare its answers yourself",
+    )
+    return False
 
 
 def _insist(built: Sequence[str], said: StartLog, run: engine.Run) -> None:

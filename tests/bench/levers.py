@@ -110,7 +110,8 @@ def rows(used):
 def turns(todo, took, left):
     """Yield what to start next, of what fits in the time left: those with the fewest starts first.
 
-    What may fail comes last and once.
+    What was not started yet is taken to be as slow as the slowest of those with levers, or without. What may
+    fail comes last and once.
 
     Args:
         todo: the rows.
@@ -119,8 +120,8 @@ def turns(todo, took, left):
     """
 
     def wanted(row):
-        every = [seconds for starts in took.values() for seconds in starts]
-        fits = max(took[row.name] or every or [0.0]) <= left()
+        like = [took[other.name] for other in todo if (other.flags == OFF) == (row.flags == OFF)]
+        fits = max(took[row.name] or [s for starts in like for s in starts] or [0.0]) <= left()
         return fits and len(took[row.name]) < (1 if row.may_fail else ROUNDS)
 
     while fitting := [row for row in todo if wanted(row)]:
@@ -201,7 +202,7 @@ class Starts:
             "phases": said.phases,
             "ranks": {rank.name: rank.cache for rank in said.ranks},
             "of_ranks": {rank.name: rank.phases for rank in said.ranks},
-            "answer": answer["choices"][0]["text"],
+            "tokens": answer["choices"][0]["token_ids"],
         }
 
     def _forget(self):
@@ -217,9 +218,17 @@ class Starts:
         found = [done[what] for done in self.done if done["start"] == name]
         return [value for value in found if value is not None]
 
-    def same(self):
-        """Whether all that got ready completed the text alike."""
-        return len({done["answer"] for done in self.done if "answer" in done}) < 2
+    def unlike(self, cold):
+        """Tell which starts completed another text than the cold one (its first `tokens`)."""
+        if not cold:
+            return ["nobody knows what the cold start completed"]
+        told = [(done["start"], done["tokens"]) for done in self.done if "tokens" in done]
+        longest = max((tokens for _, tokens in told), key=len, default=[])
+        return [
+            f"{name} completed another text"
+            for name, tokens in told
+            if tokens != longest or tokens[: len(cold)] != [*cold]
+        ]
 
     def failed(self, todo):
         """The starts that did not get ready and should have."""
@@ -291,6 +300,7 @@ def main():
     if "RESUME" in os.environ:
         starts.resume()
         quiet(demo)
+    completed = demo.answered()
     todo = rows(demo.handoff()["levers"])
     took = {row.name: starts.of(row.name, "took_s") for row in todo}
     for row in turns(todo, took, left):
@@ -300,8 +310,7 @@ def main():
     ready = {row.name: starts.of(row.name) for row in todo}
     against = [f"not a hit of every rank: {name}" for name in starts.missed()]
     against += [f"not ready: {name}" for name in starts.failed(todo)]
-    if not starts.same():
-        against.append("two starts completed a text differently")
+    against += starts.unlike(completed)
     unstarted = [name for name, seconds in took.items() if not seconds]
     for line in [*against, *(f"no time for: {name}" for name in unstarted)]:
         print(line)

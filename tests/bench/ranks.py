@@ -43,7 +43,7 @@ def serve(demo, log):
             listener.wait(60)
         told = spans.read(listener.spans())
     added = sorted(demo.tree().members.keys() - before.members.keys())
-    return ready, read_log(log), told, answer["choices"][0]["text"], added
+    return ready, read_log(log), told, answer["choices"][0]["token_ids"], added
 
 
 def main():
@@ -73,7 +73,7 @@ def main():
         demo.warmer("check")
     owned = ranks.ranked(demo.tree().members)
     cold = read_log(cold_log)
-    ready, warm, told, text, added = serve(demo, os.path.join(work, "warm.log"))
+    ready, warm, told, tokens, added = serve(demo, os.path.join(work, "warm.log"))
     total = {"ready": (cold.total_s, restored + ready), "restore": (None, restored)}
     print(table.render(table.compare(cold, warm, extra=total)))
     against = [f"{len(added)} files were added, {added[0]} first"] if added else []
@@ -81,6 +81,9 @@ def main():
         against.append(f"the log says: {warm.cache}")
     if len(warm.ranks) != TP:
         against.append(f"got lines of {len(warm.ranks)} ranks, expected {TP}")
+    built = list(demo.answered())
+    if not built or tokens != built[: len(tokens)]:
+        against.append(f"it completed {tokens}, the cold start {built}")
     if len(told.ranks) != TP:
         against.append(f"got spans of {len(told.ranks)} ranks, expected {TP}")
     if owned:
@@ -102,7 +105,7 @@ def main():
         "ranks": {rank.name: rank.cache for rank in warm.ranks},
         "rank_files": owned,
         "spans": {rank.name: dict(rank.phases) for rank in told.ranks},
-        "completion": text,
+        "completion": tokens,
         "hit": not against,
     }
     print(json.dumps(record))

@@ -117,6 +117,33 @@ def test_what_was_never_started_may_take_as_long_as_the_longest(monkeypatch):
     assert list(module.turns(todo, took, lambda: 29.0)) == []
 
 
+def test_what_was_never_started_takes_no_longer_for_what_has_no_levers(monkeypatch):
+    module = load(monkeypatch)
+    took = {"recipe": [60.0], "default": [20.0], "less": []}
+    todo = [module.RECIPE, module.Row("default"), module.less("x")]
+    todo = [module.dataclasses.replace(r, name=n) for r, n in zip(todo, took, strict=True)]
+    assert next(module.turns(todo, took, lambda: 21.0)).name == "less"
+
+
+@pytest.mark.parametrize(
+    ("cold", "warm", "unlike"),
+    [
+        ([1, 2], [[1, 2, 3], [1, 2, 3]], []),
+        ([1, 2], [[1, 2, 3], [1, 2, 4]], ["b completed another text"]),
+        ([1, 9], [[1, 2, 3]], ["a completed another text"]),
+        ([1, 2], [[1, 2, 3], []], ["b completed another text"]),
+        ([], [[], []], ["nobody knows what the cold start completed"]),
+        ([], [[1, 2]], ["nobody knows what the cold start completed"]),
+    ],
+    ids=str,
+)
+def test_a_start_that_completes_another_text_fails_the_bench(monkeypatch, cold, warm, unlike):
+    starts = load(monkeypatch).Starts(None, "")
+    starts.done += [{"start": n, "tokens": t} for n, t in zip("abc", warm, strict=False)]
+    starts.done.append({"start": "c", "failure": "z"})
+    assert starts.unlike(cold) == unlike
+
+
 def load(monkeypatch):
     spec = importlib.util.spec_from_file_location("bench_levers", os.path.join(HERE, "levers.py"))
     module = importlib.util.module_from_spec(spec)

@@ -26,7 +26,7 @@ from server import Server
 from tinymodel import make_tiny_llama
 
 from warmer.families import EXCLUDED
-from warmer.fill import members
+from warmer.fill import answer, members
 from warmer.report import log as start_log
 from warmer.report import table
 
@@ -79,6 +79,10 @@ class Demo:
     def tree(self):
         """What the compile tree holds, less the kernel locks a compiler takes even to read."""
         return members.scan(os.path.join(self.warm_dir, "cache", "compile"), EXCLUDED)
+
+    def answered(self):
+        """The tokens that the build run completed, as the restored piece tells them."""
+        return answer.kept(os.path.join(self.warm_dir, "cache", "compile"))
 
 
 def read_log(path):
@@ -169,10 +173,13 @@ def main():
     print(f"\n$ {serve}", flush=True)
     with Server([serve], log=warm_log, env=demo.env) as server:
         server.wait_ready()
-        answer = server.complete(demo.handoff()["served_name"])
-        print(f"completion: {answer['choices'][0]['text']!r}")
+        (choice,) = server.complete(demo.handoff()["served_name"])["choices"]
+        print(f"completion: {choice['text']!r}")
     cold, warm = read_log(cold_log), read_log(warm_log)
     against, ratio = judge(cold, warm, before, demo.tree())
+    built = list(demo.answered())
+    if not built or choice["token_ids"] != built:
+        against.append(f"it completed {choice['token_ids']}, the cold start {built}")
 
     extra = {"download": (downloaded, 0.0), "restore": (None, restored)}
     totals = (downloaded + cold.total_s, restored + server.ready_s)
@@ -180,7 +187,10 @@ def main():
     for reason in against:
         print(f"NOT A HIT: {reason}")
     if not against:
-        print(f"HIT: nothing was compiled, no file was added, engine init {ratio:.1f}x faster")
+        print(
+            "HIT: nothing was compiled, no file was added, the same was completed, "
+            f"engine init {ratio:.1f}x faster"
+        )
     if options.json:
         record = {
             "bench": "start",

@@ -22,13 +22,13 @@ DTYPE = "float16" if shutil.which("nvidia-smi") else "float32"  # what each has 
 
 @pytest.fixture(scope="module")
 def warm(pod, tmp_path_factory):
-    """One warm start of a new pod: its log, its fingerprint, the files it added."""
+    """One warm start of a new pod: its log, its fingerprint, the files it added, what it completed."""
     pod.new()
     assert pod.warmer("check").returncode == 0
     before = pod.compiled()
     assert any(path.endswith((".so", "/model")) for path in before)
     log, fingerprint = pod.serve(tmp_path_factory.mktemp("logs") / "warm.log")
-    return log, fingerprint, pod.compiled() - before
+    return log, fingerprint, pod.compiled() - before, pod.completed
 
 
 def test_the_archives_were_proved_by_a_start_that_built_nothing(pod):
@@ -38,10 +38,16 @@ def test_the_archives_were_proved_by_a_start_that_built_nothing(pod):
 
 
 def test_a_warm_start_of_a_new_pod_compiles_nothing(warm):
-    log, _, added = warm
+    log, _, added, _ = warm
     assert added == set()
     assert log.cache != "rebuilt", log.evidence
     assert log.phases["engine_init"] > 0
+
+
+def test_a_warm_start_completes_what_the_cold_one_did(pod, warm):
+    assert pod.built()
+    assert warm[-1] == pod.built()
+    assert pod.proof["same_answer"]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +84,7 @@ def test_another_port_loader_telemetry_and_early_imports_are_no_miss_and_the_eng
     assert "'safetensors_load_strategy': 'prefetch'" in (tmp_path / "port.log").read_text()
     assert pod.compiled() - before == set()
     assert log.cache != "rebuilt"
+    assert pod.completed == pod.built()
     assert fingerprint == warm[1]
     told = spans.read(listener.spans())
     assert told.phases["engine_init"] == pytest.approx(log.phases["engine_init"], abs=0.1)

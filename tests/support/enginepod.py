@@ -10,7 +10,7 @@ import runs
 from server import Server
 
 from warmer.families import EXCLUDED
-from warmer.fill import members
+from warmer.fill import answer, members
 from warmer.handoff import write
 from warmer.layout import WarmDir
 from warmer.observe import stack
@@ -45,6 +45,10 @@ class Pod:
         shutil.rmtree(self.warm_dir)
         done = self.warmer("prefill")
         assert done.returncode == 0, done.stderr
+
+    def built(self):
+        """The tokens that the build run completed; the last server's are `completed`."""
+        return answer.kept(os.path.join(self.warm_dir, "cache", "compile"))
 
     def compiled(self):
         """The compile tree, less the locks that a compiler takes even to read."""
@@ -81,11 +85,13 @@ class Pod:
                 os.rename(f"{record}.hidden", record)
             server.wait_ready()
             assert not early or "/early.py\0" in read(f"{process}/cmdline"), "it was thrown away"
-            answer = server.complete(MODEL)
+            told = server.complete(MODEL)
+            (choice,) = told["choices"]
+            self.completed = tuple(choice["token_ids"])
             assert listener is None or listener.wait(60), "no span says that the start is over"
-        assert answer["choices"][0]["text"]
+        assert choice["text"]
         with open(log, encoding="utf-8") as f:
-            return start_log.parse(f), answer.get("system_fingerprint")
+            return start_log.parse(f), told.get("system_fingerprint")
 
     def missing(self, *serve_args):
         """The factors on which `plan` says that kernels for these arguments differ."""

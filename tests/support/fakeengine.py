@@ -11,7 +11,8 @@ that heeds no SIGTERM: the EngineCore), `echo-env` (write the environment to $FA
 completion, half a file written), `poison` (leave a kernel that crashes every later start) or
 `poison=jit` (in the JIT caches alone), `stubborn` (write half a file at SIGTERM and serve on),
 `no-fork` (crash where workers are to be forked), `no-plan` (crash where a memory plan is to be used), `recompile` and `rebuild` (over what they find), `refuse=STATUS` (of completions), `leak=PATH` (write
-what a file holds, a token say, into each cache). `op=NAME` names the operation that a JIT builds;
+what a file holds, a token say, into each cache), `tokens=FIRST` (complete others, from that id on; `none`: tell
+none). `op=NAME` names the operation that a JIT builds;
 `op=anew` is another each time.
 
 With `--tensor-parallel-size N`, or `-tp N`, it has N ranks, each with a compiled function and, on a GPU, a file of
@@ -369,7 +370,8 @@ def _read(path: str) -> bytes | None:
 def _answer(listening: dict[str, str], model: str, modes: dict[str, str]) -> None:
     """Serve until SIGTERM, one connection at a time."""
     address = listening.get("host", "127.0.0.1"), int(listening.get("port", "8000"))
-    completion = {"object": "text_completion", "choices": [{"text": " again", "index": 0}]}
+    choice = {"text": " again", "index": 0, "token_ids": None}
+    completion = {"object": "text_completion", "choices": [choice]}
     replies = {
         ("GET", "/health"): {},
         ("GET", "/v1/models"): {"object": "list", "data": [{"id": model, "object": "model"}]},
@@ -384,10 +386,10 @@ def _answer(listening: dict[str, str], model: str, modes: dict[str, str]) -> Non
             connection, _ = server.accept()
             with connection, contextlib.suppress(OSError, ValueError):
                 connection.settimeout(5)
-                _reply(connection, replies, dies="die" in modes, refuses=modes.get("refuse"))
+                _reply(connection, replies, choice, modes)
 
 
-def _reply(connection: socket.socket, replies: dict, *, dies: bool, refuses: str | None) -> None:
+def _reply(connection: socket.socket, replies: dict, choice: dict, modes: dict[str, str]) -> None:
     data = b""
     while b"\r\n\r\n" not in data:
         if not (more := connection.recv(65536)):
@@ -399,12 +401,16 @@ def _reply(connection: socket.socket, replies: dict, *, dies: bool, refuses: str
         while line.startswith(b"content-length:") and len(body) < int(line.split(b":")[1]):
             body += connection.recv(65536)
     asked = method.decode(), path.decode()
-    if dies and asked[0] == "POST":
+    if "die" in modes and asked[0] == "POST":
         _spoil()
         os._exit(139)
     status = "200 OK" if asked in replies else "404 Not Found"
-    if refuses and asked[0] == "POST":
-        status = f"{refuses} Refused"
+    if asked[0] == "POST":
+        if refused := modes.get("refuse"):
+            status = f"{refused} Refused"
+        wanted, first = json.loads(body), modes.get("tokens") or "1"
+        if wanted.get("return_token_ids") and first != "none":
+            choice["token_ids"] = [int(first) + i for i in range(wanted["max_tokens"])]
     reply = json.dumps(replies.get(asked)).encode()
     length = f"Content-Length: {len(reply)}\r\nConnection: close\r\n\r\n"
     connection.sendall(f"HTTP/1.1 {status}\r\n{length}".encode() + reply)

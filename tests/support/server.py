@@ -64,8 +64,13 @@ class Server:
         raise RuntimeError(f"the server was not ready within {timeout} s")
 
     def complete(self, model, prompt="Hello, world", tokens=8):
-        """Ask for one greedy completion; the whole answer, with vLLM's `system_fingerprint`."""
+        """Ask for one greedy completion; the whole answer, with vLLM's `system_fingerprint`.
+
+        It has the `token_ids`: with random weights the text may be empty, for a tokenizer need not
+        know every token.
+        """
         body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+        body["return_token_ids"] = True
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/v1/completions",
             data=json.dumps(body).encode(),

@@ -223,7 +223,8 @@ _FILLING: Final = (
     option(
         "--prove",
         is_flag=True,
-        help="Start the engine once more, as the server will, and fail (7) if it builds anything.",
+        help="Start the engine once more, as the server will, and fail (7) if it builds anything. "
+        "Says whether it completes what the build run did.",
     ),
 )
 

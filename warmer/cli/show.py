@@ -123,6 +123,11 @@ def outcome(done: Outcome, settings: Settings, *, as_json: bool) -> None:
     if done.proof is not None:
         by = f" by any of {len(done.proof.ranks)} ranks" if done.proof.ranks else ""
         _say(f"proved: ready in {done.proof.ready:.1f} s, and nothing was built{by}")
+        if done.proof.same_answer is not None:
+            same = (
+                "what the build run did" if done.proof.same_answer else "another text than it did"
+            )
+            _say(f"  completed: {same}")
     _say(f"next: {settings.warm_dir}/handoff/serve")
 
 

@@ -46,6 +46,7 @@ class Run:
     Attributes:
         ready: seconds from start to the first 200 of ``/health``.
         status: of the answer to the one representative request; 0 where there was none.
+        tokens: ids of what it completed; empty where vLLM does not tell.
         log: path of what the engine said.
         libraries: shared libraries that its processes had mapped.
     """
@@ -54,6 +55,7 @@ class Run:
     status: int
     log: str
     libraries: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
 
     @property
     def answered(self) -> bool:
@@ -109,7 +111,7 @@ def run(
         try:
             _wait_ready(server, port, deadline=started + timeout, tail=tail, tick=tick)
             ready = time.monotonic() - started
-            status = _ask(port)
+            status, tokens = _ask(port)
             libraries = process.libraries(server)
             _wait_settled(settled)
             process.stop(server)
@@ -124,7 +126,7 @@ def run(
         finally:
             process.kill(server)
             reader.join(5)
-    return Run(ready, status, log, libraries)
+    return Run(ready, status, log, libraries, tokens)
 
 
 class _Tail:
@@ -200,14 +202,26 @@ def _wait_ready(
         time.sleep(_POLL)
 
 
-def _ask(port: int) -> int:
-    """Send one short greedy completion, so that kernels built on first use are built."""
+def _ask(port: int) -> tuple[int, tuple[int, ...]]:
+    """Ask for one short greedy completion, so that kernels built on first use are built.
+
+    Returns:
+        The status of the answer, and its tokens where it tells them.
+    """
     status, models = _request(port, "GET", "/v1/models", None, 30)
     with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
         name = json.loads(models)["data"][0]["id"]
         body = {"model": name, "prompt": "Hello, world", "max_tokens": 8, "temperature": 0}
-        return _request(port, "POST", "/v1/completions", json.dumps(body), 600)[0]
-    return status if status != http.HTTPStatus.OK else http.HTTPStatus.NOT_FOUND
+        body["return_token_ids"] = True
+        status, answer = _request(port, "POST", "/v1/completions", json.dumps(body), 600)
+        return status, _tokens(answer) if status == http.HTTPStatus.OK else ()
+    return (status if status != http.HTTPStatus.OK else http.HTTPStatus.NOT_FOUND), ()
+
+
+def _tokens(answer: bytes) -> tuple[int, ...]:
+    with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
+        return tuple(int(token) for token in json.loads(answer)["choices"][0]["token_ids"])
+    return ()
 
 
 def _status(port: int, method: str, path: str, body: str | None) -> int:

@@ -16,7 +16,7 @@ import structlog
 
 from warmer import ranks
 from warmer.errors import EngineError, VolumeError, WarmerError, using
-from warmer.fill import bytecode, crashes, engine, restore, stagings, trees
+from warmer.fill import answer, bytecode, crashes, engine, members, restore, stagings, trees
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -104,6 +104,7 @@ def build(
         run, bad = _run(volume, warm, keys, held, builder=builder, tick=told)
         if not run.answered:
             _log.warning("the engine completed no text; kernels built on first use are missing")
+        answer.keep(warm.tree("compile"), run.tokens)
         grant.note("publishing")
         seconds = time.monotonic() - started
         for kind in bad:
@@ -175,13 +176,13 @@ def _run(
             environment=builder.environment,
             log=os.path.join(warm.logs, log),
             timeout=builder.timeout,
-            settled=lambda: {kind: _sizes(warm.tree(kind)) for kind in keys},
+            settled=lambda: {kind: members.sizes(warm.tree(kind)) for kind in keys},
             tick=tick,
         )
 
     for kind, key in keys.items():
         trees.prepare(volume, warm, key, held[kind], trust=builder.trust)
-    based = [kind for kind in keys if _sizes(warm.tree(kind))]
+    based = [kind for kind in keys if members.sizes(warm.tree(kind))]
     name = f"build-{keys['compile'].short}"
     try:
         return once(f"{name}.log"), []
@@ -286,14 +287,3 @@ def _by_content(warm: WarmDir, builder: Builder, libraries: Iterable[str]) -> No
         environment=builder.environment,
         beside=warm.root,
     )
-
-
-def _sizes(tree: str) -> dict[str, int]:
-    """Take a snapshot of a tree that an engine may be writing."""
-    sizes: dict[str, int] = {}
-    for directory, _, names in os.walk(tree):
-        for name in names:
-            path = os.path.join(directory, name)
-            with contextlib.suppress(OSError):
-                sizes[path] = os.stat(path).st_size
-    return sizes

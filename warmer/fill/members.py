@@ -87,6 +87,17 @@ def changed(tree: str, excluded: Sequence[str]) -> Iterator[tuple[str, int]]:
             yield path, info.st_mtime_ns
 
 
+def sizes(tree: str) -> dict[str, int]:
+    """Take a snapshot of every file, in bytes, of a tree that an engine may be writing."""
+    found: dict[str, int] = {}
+    for directory, _, names in os.walk(tree):
+        for name in names:
+            path = os.path.join(directory, name)
+            with contextlib.suppress(OSError):
+                found[path] = os.stat(path).st_size
+    return found
+
+
 def encode(manifest: Manifest) -> bytes:
     """Render a manifest."""
     files = [
