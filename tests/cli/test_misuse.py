@@ -42,6 +42,9 @@ def refused(monkeypatch, tmp_path):
         (("gc", "--volume"), "got no value for --volume, expected one", ""),
         (("gc", "--volume", "/v", "--json=1"), "got a value for --json, expected none", ""),
         (("gc", "--volume", "/v", "w"), "got extra argument (w), expected no more words", ""),
+        (("report", "cold", "warm"), "got 2 logs, expected one", "cold start goes to --baseline"),
+        (("report",), "got neither a log nor --otlp, expected one of them", ""),
+        (("report", "warm", "--otlp", "1"), "got a log and --otlp, expected one of them", ""),
         (
             ("plan", *PLACE, "--compile", "always"),
             "got --compile 'always', expected one of run, harvest, never",

@@ -42,7 +42,7 @@ Exit status:
   6  --html or --record could not be written
   130, 143  interrupted, terminated, before a span of a start came""",
 )
-@click.argument("start", metavar="[LOG]", required=False, type=click.Path(readable=False))
+@click.argument("given", metavar="[LOG]", nargs=-1, type=click.Path(readable=False))
 @option(
     "--baseline",
     metavar="LOG",
@@ -78,7 +78,7 @@ Exit status:
     "the table.",
 )
 def command(
-    start: str | None,
+    given: tuple[str, ...],
     *,
     baseline: str | None,
     otlp: str | None,
@@ -94,9 +94,9 @@ def command(
     start, give exact times; else vLLM's own stamps, in whole seconds, have to do. Spans are exact,
     but know nothing of Python's imports, of the HTTP server, and of what the cache did.
     """
-    _insist(start, otlp, record, html, json=json)
+    _insist(given, otlp, record, html, json=json)
     cold = None if baseline is None else saved.read(baseline)
-    warm = _listened(otlp, record, wait) if otlp is not None else saved.read(start or "")
+    warm = _listened(otlp, record, wait) if otlp is not None else saved.read(given[0])
     if warm_dir is not None:
         warm = saved.explained(warm, warm_dir)
     if html is not None:
@@ -119,22 +119,25 @@ def command(
 
 
 def _insist(
-    start: str | None, otlp: str | None, record: str | None, html: str | None, *, json: bool
+    given: tuple[str, ...], otlp: str | None, record: str | None, html: str | None, *, json: bool
 ) -> None:
     """Refuse words that do not go together, before an hour is spent listening.
 
     Raises:
         UsageError: they do not.
     """
-    wrong = None
-    if (start is None) == (otlp is None):
+    wrong, hint = None, "warmer report --help"
+    if len(given) > 1:
+        wrong = f"got {len(given)} logs, expected one"
+        hint = f"the log of the cold start goes to --baseline; {hint}"
+    elif bool(given) == (otlp is not None):
         wrong = f"got {'neither a log nor' if otlp is None else 'a log and'} --otlp, expected one of them"
     elif record is not None and otlp is None:
         wrong = "got --record without --otlp, expected both: only spans that come are recorded"
     elif html == "-" and json:
         wrong = "got --html - with --json, expected one of them on stdout"
     if wrong:
-        raise UsageError(wrong, reason="usage", hint="warmer report --help")
+        raise UsageError(wrong, reason="usage", hint=hint)
     for flag, path in (("--record", record), ("--html", html)):
         if path is not None and path != "-":
             _require_place(path, flag)
