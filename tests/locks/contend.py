@@ -1,7 +1,7 @@
 """Many processes that want one key, and a detector of overlaps that uses no lock: a program.
 
 Whoever is granted makes a file that must not exist, notes its grant, and removes the file. Its
-argument is JSON: `at` (see `owner`), `processes`, `rounds` and `directory`, where it leaves
+argument is JSON: `at` (see `owner`), `processes`, `rounds`, `rest` and `directory`, where it leaves
 `grants`, a line of epoch and process each, and `overlaps` and `refusals`, a byte each.
 """
 
@@ -37,8 +37,8 @@ class NoLock:
         return _Nothing()
 
 
-def contend(lock, directory, *, rounds):
-    """Take the key again and again until it was granted so often in all."""
+def contend(lock, directory, *, rounds, rest):
+    """Take the key again and again, and rest so long after each time, until it was granted so often in all."""
     grants = _append(f"{directory}/grants")
     while os.fstat(grants).st_size < rounds * len(LINE % (0, 0)):
         found = lock.try_acquire(KEY)
@@ -57,7 +57,7 @@ def contend(lock, directory, *, rounds):
         except FileNotFoundError:
             os.write(_append(f"{directory}/overlaps"), b".")
         found.release()
-        time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - jitter
+        time.sleep(random.uniform(rest / 2, rest))  # noqa: S311 - jitter
 
 
 _open = {}
@@ -69,10 +69,11 @@ def _append(path):
     return _open[path]
 
 
-def contend_all(at, directory, *, processes, rounds):
+def contend_all(at, directory, *, processes, rounds, rest=0.02):
     """Run this program; return (epoch, process) of the grants in order, overlaps and refusals."""
     os.mkdir(directory)
-    how = {"at": at, "processes": processes, "rounds": rounds, "directory": str(directory)}
+    how = {"at": at, "processes": processes, "rounds": rounds, "rest": rest}
+    how["directory"] = str(directory)
     done = subprocess.run(
         [sys.executable, __file__, json.dumps(how)], capture_output=True, text=True, timeout=300
     )
@@ -97,7 +98,7 @@ def main():
                 lock = NoLock()
                 if at["mechanism"] != "none":
                     lock = open_lock(at, me=f"contender {number}", lease=30.0)
-                contend(lock, how["directory"], rounds=how["rounds"])
+                contend(lock, how["directory"], rounds=how["rounds"], rest=how["rest"])
                 status = 0
             finally:
                 sys.stderr.flush()

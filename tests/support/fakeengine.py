@@ -32,6 +32,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from typing import NamedTuple
 
 _VERSION = """\
@@ -207,7 +208,7 @@ def serve(argv: list[str]) -> None:
     say(f"[core.py:402] init engine (profile, create kv cache, warmup model) took {took:.2f} s")
     if "poison" in modes:
         _poison(_JITS if modes["poison"] == "jit" else (*_CACHES, *_JITS))
-    _answer(listening, model, modes)
+    _answer(listening, model, modes, target)
 
 
 def _split(words: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -367,9 +368,10 @@ def _read(path: str) -> bytes | None:
         return None
 
 
-def _answer(listening: dict[str, str], model: str, modes: dict[str, str]) -> None:
-    """Serve until SIGTERM, one connection at a time."""
+def _answer(listening: dict[str, str], model: str, modes: dict[str, str], target: bytes) -> None:
+    """Serve until SIGTERM, one connection at a time; each target completes other tokens."""
     address = listening.get("host", "127.0.0.1"), int(listening.get("port", "8000"))
+    modes.setdefault("tokens", str(zlib.crc32(target) % 100_000))
     choice = {"text": " again", "index": 0, "token_ids": None}
     completion = {"object": "text_completion", "choices": [choice]}
     replies = {
@@ -408,7 +410,7 @@ def _reply(connection: socket.socket, replies: dict, choice: dict, modes: dict[s
     if asked[0] == "POST":
         if refused := modes.get("refuse"):
             status = f"{refused} Refused"
-        wanted, first = json.loads(body), modes.get("tokens") or "1"
+        wanted, first = json.loads(body), modes["tokens"]
         if wanted.get("return_token_ids") and first != "none":
             choice["token_ids"] = [int(first) + i for i in range(wanted["max_tokens"])]
     reply = json.dumps(replies.get(asked)).encode()
