@@ -67,7 +67,9 @@ def screen(case: Case, advice: Advice, *, explain: bool) -> str:
     for name, (value, instead) in advice.swayed.items():
         text = f"{_NAMES[name]} is assumed: at {_value(name, value)} it would be {instead}."
         lines += _said("  ? ", text)
-    lines += _said("  ", "Not counted: writing the volume once per revision, and requests.")
+    lines += _said(
+        "  ", "Not counted: writing the volume once per revision, requests, the node's own disk."
+    )
     return "\n".join(printable(line) for line in lines)
 
 
