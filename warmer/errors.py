@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 EXIT_OK: Final = 0
 EXIT_NOT_WARM: Final = 1
@@ -115,6 +115,14 @@ _VOLUME_ERRNOS: Final = {
     errno.EIO: ("io", "look at the storage server; the kernel log of the node says more"),
     errno.ESTALE: ("stale-handle", "the server replaced what was mounted: remount the volume"),
 }
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Say which of the known words is near, as a question; empty where none is."""
+    import difflib  # noqa: PLC0415 - only where something was mistyped
+
+    near = difflib.get_close_matches(word.lower().replace("_", "-"), [*known], n=1)
+    return f"did you mean {near[0]}?" if near else ""
 
 
 def volume_error(exc: OSError, place: str) -> VolumeError:

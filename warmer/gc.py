@@ -101,7 +101,7 @@ def collect(
         raise UsageError(
             f"got --keep of {keep:.0f} s, expected at least {SHORTEST_KEEP:.0f}: a day",
             reason="bad-value",
-            hint="a prefill must be seen for as long as it runs",
+            hint="is its unit missing? as 14d; a prefill must be seen for as long as it runs",
         )
     inventory.require(volume)
     _warn(volume, keep=keep)

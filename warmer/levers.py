@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from warmer import families, loaders, ranks
-from warmer.errors import UsageError
+from warmer.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -106,12 +106,16 @@ def parse(words: Sequence[str]) -> dict[str, bool]:
     """
     chosen: dict[str, bool] = {}
     for word in (part for value in words for part in value.split(",")):
-        name, _, state = word.partition("=")
+        name, sep, state = word.partition("=")
         if name not in NAMES or state not in ("on", "off"):
+            expected, hint = "NAME=on or NAME=off", f"levers: {', '.join(NAMES)}"
+            if name not in NAMES:
+                expected = "a lever's name before =" if sep else expected
+                hint = " ".join(filter(None, [did_you_mean(name, NAMES), hint]))
+            elif state:
+                expected, hint = "on or off after =", f"as {name}=off"
             raise UsageError(
-                f"got --lever {word!r}, expected NAME=on or NAME=off",
-                reason="bad-value",
-                hint=f"levers: {', '.join(NAMES)}",
+                f"got --lever {word!r}, expected {expected}", reason="bad-value", hint=hint
             )
         chosen[name] = state == "on"
     return chosen

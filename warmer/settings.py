@@ -197,11 +197,20 @@ def parse_read_ahead(text: str) -> int | None:
     """
     if text in ("auto", "off"):
         return None if text == "auto" else 0
-    return parse_size(text, "--read-ahead")
+    try:
+        return parse_size(text, "--read-ahead")
+    except UsageError as exc:
+        message = f"got --read-ahead {text!r}, expected auto, off or a size"
+        raise UsageError(message, reason=exc.reason, hint=exc.hint) from exc
 
 
-def parse_directory(path: str, flag: str) -> str:
+def parse_directory(path: str, flag: str, *, shared: bool = False) -> str:
     """Read a directory that must be absolute.
+
+    Args:
+        path: as given.
+        flag: the option, for the error.
+        shared: whether the server's container has it at the same path.
 
     Raises:
         UsageError: it is relative.
@@ -210,6 +219,7 @@ def parse_directory(path: str, flag: str) -> str:
         raise UsageError(
             f"got {flag} {path}, expected an absolute path",
             reason="relative-path",
-            hint="the same path must hold in the server's container: start it with /",
+            hint=("the same path must hold in the server's container: " if shared else "")
+            + "start it with /",
         )
     return os.path.normpath(path)

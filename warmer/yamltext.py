@@ -33,3 +33,26 @@ def load(text: str | bytes) -> Any:
         raise NotYamlError("more levels than can be read") from exc
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as exc:
         raise NotYamlError("a value that is none") from exc
+
+
+def twice(text: str) -> tuple[str, int, int] | None:
+    """Find a key of the top level that is there twice, ``warm_dir`` and ``warm-dir`` being one.
+
+    Args:
+        text: what `load` took; it keeps the last of them.
+
+    Returns:
+        The key, and the lines of the two; None where each is there once.
+    """
+    import yaml  # noqa: PLC0415 - as above
+
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    lines: dict[str, int] = {}
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        name, line = key.value.replace("_", "-"), key.start_mark.line + 1
+        if name in lines:
+            return name, lines[name], line
+        lines[name] = line
+    return None

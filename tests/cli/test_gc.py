@@ -156,6 +156,11 @@ def test_a_wrong_option_ends_with_2_and_changes_nothing(place, options, reason):
     assert runs.published(place.volume) == before
 
 
+def test_a_use_that_would_count_for_seconds_asks_for_its_unit(place):
+    error = runs.failed(gc(place, "--json", "--keep", "14"), 2, "bad-value", "--keep of 14 s")
+    assert "is its unit missing? as 14d" in error["hint"]
+
+
 def test_a_volume_that_is_not_there_ends_with_6(place, tmp_path):
     gone = place.but(volume=str(tmp_path / "gone"))
     runs.failed(gc(gone, "--json"), 6, "missing", gone.volume)

@@ -24,7 +24,7 @@ def refused(monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "argv", ["warmer", *words])
         with pytest.raises(UsageError) as caught:
             cli._run()
-        assert caught.value.reason in ("usage", "bad-config", "bad-value")
+        assert caught.value.reason in ("usage", "bad-config", "bad-value", "relative-path")
         return caught.value.message, caught.value.hint
 
     return refused
@@ -45,6 +45,16 @@ def refused(monkeypatch, tmp_path):
         (("report", "cold", "warm"), "got 2 logs, expected one", "cold start goes to --baseline"),
         (("report",), "got neither a log nor --otlp, expected one of them", ""),
         (("report", "warm", "--otlp", "1"), "got a log and --otlp, expected one of them", ""),
+        (
+            ("prefill", *PLACE, "--wait", "5m"),
+            "got --wait '5m', expected a number of seconds, at least 0",
+            "",
+        ),
+        (
+            ("advise", "--starts", "1", "--build", "1m"),
+            "got --build '1m', expected a number of seconds, from 0 to 1,000,000",
+            "",
+        ),
         (
             ("plan", *PLACE, "--compile", "always"),
             "got --compile 'always', expected one of run, harvest, never",
@@ -80,21 +90,46 @@ def test_flags_of_vllm_before_the_two_dashes_are_told_where_they_belong(refused)
 @pytest.mark.parametrize("option", ["--wait", "--retry", "--engine-timeout"])
 def test_seconds_that_are_no_number_or_have_no_end_are_refused(refused, option, text):
     least = 1 if option == "--engine-timeout" else 0
-    expected = f"got {option} {text!r}, expected a number of at least {least}"
+    expected = f"got {option} {text!r}, expected a number of seconds, at least {least}"
     assert refused("prefill", *PLACE, option, text)[0] == expected
 
 
 def test_a_wrong_value_is_told_by_where_it_came_from(refused):
     said, _ = refused("prefill", *PLACE, env={"WARMER_WAIT": "soon"})
-    assert said == "got WARMER_WAIT 'soon', expected a number of at least 0"
+    assert said == "got WARMER_WAIT 'soon', expected a number of seconds, at least 0"
 
 
 def test_a_wrong_value_in_the_file_is_told_by_its_key(refused):
     said, _ = refused("prefill", *PLACE, config="wait: soon\n")
-    assert said == "got wait in the file of --config: 'soon', expected a number of at least 0"
+    assert (
+        said == "got wait in the file of --config: 'soon', expected a number of seconds, at least 0"
+    )
 
 
 def test_a_file_of_options_that_is_not_there_is_named_once(refused, tmp_path):
     said, _ = refused("plan", "--config", f"{tmp_path}/none.yaml")
     reason = "No such file or directory, expected a readable file"
     assert said == f"got --config {tmp_path}/none.yaml: {reason}"
+
+
+@pytest.mark.parametrize("name", ["WARMER_JSON", "WARMER_EXPLAIN"])
+def test_a_variable_that_is_neither_yes_nor_no_is_told_so(refused, name):
+    said, _ = refused("advise", "--starts", "1", env={name: "maybe"})
+    assert said == f"got {name} 'maybe', expected true or false"
+
+
+@pytest.mark.parametrize(
+    ("words", "shared"),
+    [
+        (("plan", "--model", "org/name", "--volume", "vol"), True),
+        (("plan", *PLACE, "--warm-dir", "warm"), True),
+        (("serve", "--warm-dir", "warm"), True),
+        (("plan", *PLACE, "--adopt", "rel"), False),
+        (("gc", "--volume", "vol"), False),
+    ],
+)
+def test_what_no_server_sees_is_not_told_to_be_at_its_path(refused, words, shared):
+    said, hint = refused(*words)
+    assert said.endswith(f"{words[-1]}, expected an absolute path")
+    assert ("the server's container" in hint) == shared
+    assert "start it with /" in hint

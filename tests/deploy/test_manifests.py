@@ -533,6 +533,7 @@ def test_each_rank_has_a_gpu_where_kernels_are_built_and_where_they_are_served(
         ({"warmer": {"onMiss": ["kernels=maybe"]}}, "/warmer/onMiss/0"),
         ({"warmer": {"levers": ["forks=off"]}}, "/warmer/levers/0"),
         ({"warmer": {"readAhead": "much"}}, "/warmer/readAhead"),
+        ({"warmer": {"readAhead": False}}, "/warmer/readAhead"),
         ({"sidecar": {"harvestMost": 0.5}}, "/sidecar/harvestMost"),
         ({"persistence": {"mountPath": "models"}}, "/persistence/mountPath"),
         ({"job": {"archs": [{"name": "h100", "nodeSelector": {}}]}}, "/job/archs/0"),

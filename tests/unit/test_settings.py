@@ -6,7 +6,7 @@ import pytest
 
 from warmer.errors import UsageError
 from warmer.model import KERNEL_KINDS, KINDS, ModelRef
-from warmer.settings import Settings, consistent, parse_directory, parse_on_miss
+from warmer.settings import Settings, consistent, parse_directory, parse_on_miss, parse_read_ahead
 from warmer.urls import parse_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -138,6 +138,15 @@ def test_a_relative_directory_is_refused_by_the_name_of_its_flag(path):
     with pytest.raises(UsageError, match=r"^got --warm-dir ") as refused:
         parse_directory(path, "--warm-dir")
     assert refused.value.reason == "relative-path"
+
+
+def test_a_bound_of_read_ahead_is_a_word_or_a_size():
+    found = [parse_read_ahead(text) for text in ("auto", "off", "0", "20G", "20")]
+    assert found == [None, 0, 0, 20 * 10**9, 20]
+    with pytest.raises(UsageError) as refused:
+        parse_read_ahead("False")
+    assert refused.value.message == "got --read-ahead 'False', expected auto, off or a size"
+    assert refused.value.hint
 
 
 @pytest.mark.parametrize("words", [["kernels=fail"], ["fail"], ["compile=fail"], ["bytecode=fail"]])

@@ -43,6 +43,8 @@ def _of_value(
     if isinstance(exc, click.MissingParameter):
         return f"got no {_name(param)}, expected one", _also(param, context)
     got, _, expected = exc.message.removeprefix("got ").partition(", expected ")
+    if isinstance(param.type, click.types.BoolParamType):
+        got, expected = got.partition(" is not a valid boolean")[0], "true or false"
     if expected:
         return f"got {_given(param, context)} {got}, expected {expected}", ""
     return f"got {_given(param, context)}: {got}, expected another value", ""

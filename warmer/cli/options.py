@@ -244,8 +244,8 @@ def read(values: Mapping[str, Any], environment: Mapping[str, str] | None = None
         if values.get(name) is not None
     }
     chosen_by_user = Settings(
-        volume=settings.parse_directory(values["volume"], "--volume"),
-        warm_dir=settings.parse_directory(values["warm_dir"], "--warm-dir"),
+        volume=settings.parse_directory(values["volume"], "--volume", shared=True),
+        warm_dir=settings.parse_directory(values["warm_dir"], "--warm-dir", shared=True),
         model=urls.parse_model(values["model"]),
         serve_argv=words,
         flags=flags,

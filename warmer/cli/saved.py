@@ -100,7 +100,8 @@ def explained(start: StartLog, warm_dir: str) -> StartLog:
         UsageError: there is something that is no handoff.
     """
     path = os.path.join(
-        WarmDir(settings.parse_directory(warm_dir, "--warm-dir")).handoff, "handoff.json"
+        WarmDir(settings.parse_directory(warm_dir, "--warm-dir", shared=True)).handoff,
+        "handoff.json",
     )
     try:
         handoff: Any = json.loads(regular.read(path))

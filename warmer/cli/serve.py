@@ -58,7 +58,7 @@ def command(warm_dir: str, wait: float, serve_args: tuple[str, ...]) -> None:
 
     The same thing without warmer installed: <warm dir>/handoff/serve.
     """
-    warm = WarmDir(settings.parse_directory(warm_dir, "--warm-dir"))
+    warm = WarmDir(settings.parse_directory(warm_dir, "--warm-dir", shared=True))
     until, tried = time.monotonic() + wait, False
     while not _there(os.path.join(warm.handoff, "handoff.json")):
         if not wait:

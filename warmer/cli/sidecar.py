@@ -119,7 +119,7 @@ def command(*, volume: str, warm_dir: str, lock: str, **values: Any) -> int:
 
     chosen = loop.Options(
         volume=Volume(settings.parse_directory(volume, "--volume")),
-        warm=WarmDir(settings.parse_directory(warm_dir, "--warm-dir")),
+        warm=WarmDir(settings.parse_directory(warm_dir, "--warm-dir", shared=True)),
         lock=urls.parse_lock(lock),
         remote=urls.parse_remote(remote) if remote else None,
         retry=values["retry"],

@@ -25,7 +25,10 @@ class Finite(click.FloatRange):
         low, high = self.min, self.max
         fits = (low is None or low <= number) and (high is None or number <= high)
         if not (math.isfinite(number) and fits):
-            _refuse(value, f"a number{_range(low, high)}", param, ctx)
+            bounds = _range(low, high)
+            seconds = param is not None and param.metavar == "SECONDS"
+            wanted = f" of seconds,{bounds.removeprefix(' of')}" if seconds else bounds
+            _refuse(value, f"a number{wanted}", param, ctx)
         return number
 
 
