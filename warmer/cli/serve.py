@@ -26,7 +26,6 @@ _POLL: Final = 0.1
 
 @click.command(
     name="serve",
-    context_settings={"ignore_unknown_options": True},
     epilog="""\b
 Examples:
   warmer serve --warm-dir /warm -- --port 8001
