@@ -100,8 +100,11 @@ def test_a_file_of_options_that_is_not_there_is_named_once(refused, tmp_path):
     assert said == f"got --config {tmp_path}/none.yaml: {reason}"
 
 
-@pytest.mark.parametrize(("word", "meant"), [("--warmdir", "--warm-dir"), ("--port", "")])
-def test_serve_too_refuses_flags_that_are_not_its_own(refused, word, meant):
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("--warmdir", "--warm-dir"), ("--warm_dir", "--warm-dir"), ("--wat", "--wait")],
+)
+def test_serve_refuses_flags_that_are_nearly_its_own(refused, word, meant):
     said, hint = refused("serve", word, "/x")
     assert said == f"got {word}, expected an option of warmer serve"
     assert meant in hint
