@@ -50,6 +50,7 @@ _SHORT: Final = {
 }
 _LONG: Final = {"--device-memory-utilization": "--gpu-memory-utilization"}
 _NUMBER: Final = re.compile(r"-\d+(\.\d*)?$")
+_TWO_WORDS: Final = re.compile(r"(--[A-Za-z][^\s={]*)\s")
 _SECRET: Final = {"--api-key", "--hf-token"}
 _OWNED: Final = {
     "--model": "the model comes from warmer's own --model",
@@ -69,11 +70,19 @@ def parse(argv: Sequence[str]) -> Flags:
         Canonical long flag → occurrences in order, each a list of its values.
 
     Raises:
-        UsageError: a positional word, a secret, or a flag that warmer owns.
+        UsageError: a positional word, two words in one, a secret, or a flag that warmer owns.
     """
     flags: Flags = {}
     current: list[str] | None = None
     for word in argv:
+        if two := _TWO_WORDS.match(word):
+            _refuse({_split(two[1])[0]: []})
+            raise UsageError(  # without the value, in which a secret may be
+                f"got the one word '{two[1]} ...' among the vLLM arguments, expected the flag and its "
+                "value as two words",
+                reason="bad-value",
+                hint=f"write {two[1]} and its value apart, each quoted by itself, or {two[1]}=VALUE",
+            )
         if _is_flag(word) and word != "--":
             name, value = _split(word)
             current = [] if value is None else [_canonical_value(value)]

@@ -25,6 +25,11 @@ _OBJECT_PREFIX: Final = re.compile(r"[\w.!*'()-]+(/[\w.!*'()-]+){0,31}", re.ASCI
 _PLAIN_QUERY: Final = re.compile(r"\w*(=[\w.-]{0,6}([&?]\w*=[\w.-]{0,6})*)?", re.ASCII)
 """What is too short for a password."""
 
+_FORMS: Final = {"hf": "hf://org/name", "s3": "s3://bucket/prefix", "file": "file:///dir"}
+_PAGE: Final = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(\w[\w.-]*/\w[\w.-]*)", re.ASCII
+)
+"""The hub's page of a model, as a browser shows it."""
 _REPO: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
@@ -76,6 +81,8 @@ def parse_model(uri: str) -> ModelRef:
     """
     scheme, sep, rest = uri.partition("://")
     if not sep:
+        if uri.startswith(("s3:", "hf:", "file:")):
+            raise _bad_model(uri, f"{_FORMS[uri.partition(':')[0]]}, with two slashes")
         scheme, rest = "hf", uri
     if scheme == "file":
         if not rest.startswith("/") or "\0" in rest:
@@ -85,7 +92,8 @@ def parse_model(uri: str) -> ModelRef:
         return _s3_model(uri, rest)
     if scheme != "hf":
         known = "hf://org/name[@revision], s3://bucket/prefix and file:///dir are known"
-        raise _bad_model(uri, known)
+        page = _PAGE.match(uri)
+        raise _bad_model(uri, f"write {page[1]} for a model of the hub" if page else known)
     name, at, revision = rest.partition("@")
     if not _REPO.fullmatch(name) or ".." in name or (at and not revision):
         directory = not sep and name.startswith(("/", "./", "../", "~"))

@@ -133,3 +133,14 @@ def test_what_no_server_sees_is_not_told_to_be_at_its_path(refused, words, share
     assert said.endswith(f"{words[-1]}, expected an absolute path")
     assert ("the server's container" in hint) == shared
     assert "start it with /" in hint
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("--warmdir", "--warm-dir"), ("--warm_dir", "--warm-dir"), ("--wat", "--wait")],
+)
+def test_serve_refuses_flags_that_are_nearly_its_own(refused, word, meant):
+    said, hint = refused("serve", word, "/x")
+    assert said == f"got {word}, expected an option of warmer serve"
+    assert meant in hint
+    assert "flags of vllm serve come after --" in hint

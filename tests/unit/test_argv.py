@@ -237,3 +237,29 @@ def test_no_short_spelling_is_known_that_vllm_lacks():
     if "'0.32." not in installed("_version.py").replace('"', "'"):
         pytest.skip("the table was made from vLLM 0.32")
     assert argv._SHORT.keys() - short_spellings().keys() == set()
+
+
+@pytest.mark.parametrize("word", ["--max-model-len 512", "--max-model-len\t512", "--x\n", "--c {}"])
+def test_a_flag_and_its_value_in_one_word_are_two(word):
+    with pytest.raises(UsageError) as caught:
+        argv.parse(["--enforce-eager", word])
+    flag = word.split()[0]
+    assert f"got the one word '{flag} ...'" in caught.value.message
+    assert f"{flag}=VALUE" in caught.value.hint
+
+
+def test_a_secret_in_such_a_word_is_told_as_one_and_not_shown():
+    with pytest.raises(UsageError) as caught:
+        argv.parse(["--api-key abc"])
+    assert caught.value.reason == "secret-in-argv"
+    assert "abc" not in caught.value.message
+
+
+def test_blanks_in_a_value_are_its_own():
+    assert list(
+        argv.parse(['--compilation-config={"a": 1}', "--chat-template=a b", "-x", "c d"])
+    ) == [
+        "--compilation-config",
+        "--chat-template",
+        "-x",
+    ]

@@ -172,3 +172,19 @@ def test_a_directory_for_a_model_is_told_to_be_a_file_uri(path):
     with pytest.raises(UsageError) as caught:
         parse_model(path)
     assert "file:///dir" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("uri", "hint"),
+    [
+        ("s3:/bucket/x", "s3://bucket/prefix, with two slashes"),
+        ("hf:org/name", "hf://org/name, with two slashes"),
+        ("https://huggingface.co/org/name", "write org/name for"),
+        ("https://huggingface.co/org/name/tree/main?x=y", "write org/name for"),
+        ("https://example.com/org/name", "hf://org/name[@revision], s3://bucket/prefix and"),
+    ],
+)
+def test_a_model_that_is_nearly_one_is_told_how_it_is_written(uri, hint):
+    with pytest.raises(UsageError) as caught:
+        parse_model(uri)
+    assert hint in caught.value.hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import stat
@@ -22,10 +23,26 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _POLL: Final = 0.1
+_NEAR: Final = 0.75
+
+
+class _Serve(click.Command):
+    """Leaves flags it does not know to vLLM, but for those that are nearly its own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse what is mistyped before ``--``: the default would be used in its place."""
+        known = [name for param in self.get_params(ctx) for name in param.opts if name[:2] == "--"]
+        for word in args[: args.index("--")] if "--" in args else args:
+            name = word.partition("=")[0]
+            near = difflib.get_close_matches(name, known, cutoff=_NEAR) if name[:2] == "--" else []
+            if near and name not in known:
+                raise click.NoSuchOption(name, possibilities=near, ctx=ctx)
+        return super().parse_args(ctx, args)
 
 
 @click.command(
     name="serve",
+    cls=_Serve,
     context_settings={"ignore_unknown_options": True},
     epilog="""\b
 Examples:
