@@ -72,8 +72,11 @@ def handed_off(place, kind):
     return piece
 
 
-@pytest.mark.parametrize(("mode", "reason"), [("die", "exited"), ("stubborn", "stuck")])
+@pytest.mark.parametrize(
+    ("mode", "reason"), [("die", "exited"), ("stubborn", "stuck"), ("refuse=500", "broke")]
+)
 def test_an_engine_that_does_not_end_well_publishes_nothing(place, mode, reason):
+    """With 500 vLLM's front end says that its engine died at the request, and may live on."""
     result = prefill(place, "--on-miss", "kernels=fail", mode=mode)
     runs.failed(result, 7, f"engine-{reason}", compared=False)
     assert [place.generations(kind) for kind in KERNELS] == [[], [], []]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 import fakeengine
 import runs
 
-from warmer.fill import load
+from warmer import loaders
+from warmer.errors import TerminatedError, WarmerError
+from warmer.fill import load, trial
+from warmer.layout import Volume
 
 # As much of torch and of vLLM's loaders as is asked for: what each does, and how long it takes, is
 # said in a file beside them.
@@ -323,3 +327,24 @@ def test_where_memory_does_not_keep_what_was_read_nothing_is_measured(tmp_path):
 def test_an_empty_file_is_nowhere(tmp_path):
     (tmp_path / "none").touch()
     assert load.resident([tmp_path / "none"]) == 0
+
+
+def test_a_signal_while_the_record_is_made_leaves_none(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise TerminatedError(signal.SIGTERM)
+
+    volume = Volume(str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(loaders, "encode", stopped)
+        with pytest.raises(TerminatedError):
+            trial.begin(volume, "0" * 64, {})
+    assert trial.begin(volume, "0" * 64, {}), "the next pod may measure"
+    assert not trial.begin(volume, "0" * 64, {})
+
+
+def test_without_room_for_temporary_files_the_failure_is_one_that_prefill_goes_on_after(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(WarmerError, match="temporary files"):
+        trial.run("python3", "/m", [], environment={}, caches="/c", filled=True, timeout=1.0)

@@ -346,6 +346,16 @@ def test_what_another_pod_compiled_since_stands(pod):
     assert len(pod.harvested()) == 1
 
 
+def test_what_a_build_run_completed_keeps_no_server_from_adding_kernels(pod):
+    pod.prefill("--compile", "run")
+    with pod.server():
+        tree = Path(pod.place.warm, "cache/compile")
+        (tree / "answer.json").unlink()  # as it is in a pod that was cold when its server began
+        (tree / "vllm/more.so").write_bytes(b"kernel")
+        with pod.sidecar() as sidecar:
+            sidecar.says("harvested", '"compile": 2')
+
+
 def test_a_server_is_kept_offline_only_where_its_kernels_were_built_so(pod):
     pod.prefill()
     assert "HF_HUB_OFFLINE" not in pod.place.handoff()["env"]

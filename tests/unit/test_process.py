@@ -3,7 +3,17 @@
 import subprocess
 import sys
 
+import pytest
+
+from warmer.errors import EngineError
 from warmer.fill import process
+
+
+def test_a_process_that_the_kernel_refuses_is_no_bug():
+    with pytest.raises(EngineError, match="got no process for the engine") as caught:
+        with process.spawned(["x" * (1 << 22)], {}):
+            raise AssertionError("it was started")
+    assert caught.value.reason == "no-process"
 
 
 def test_the_watch_of_an_engine_that_is_gone_says_nothing():

@@ -16,7 +16,7 @@ from warmer.errors import using
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_NAME: Final = "answer.json"
+NAME: Final = "answer.json"
 _VERSION: Final = 1
 
 
@@ -30,7 +30,7 @@ def keep(tree: str, tokens: Sequence[int]) -> None:
     Raises:
         VolumeError: the warm dir failed.
     """
-    path = os.path.join(tree, _NAME)
+    path = os.path.join(tree, NAME)
     with using("the warm dir"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -50,7 +50,7 @@ def kept(tree: str) -> tuple[int, ...]:
     """
     with using("the warm dir"):
         try:
-            data = regular.read(os.path.join(tree, _NAME))
+            data = regular.read(os.path.join(tree, NAME))
         except (FileNotFoundError, regular.OddFileError):
             return ()
     with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):

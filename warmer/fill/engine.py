@@ -65,7 +65,10 @@ class Run:
     @property
     def broke(self) -> bool:
         """Whether the engine failed at the request; a pooling model refuses it, and is well."""
-        return not self.status or self.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR
+        refused = self.status == http.HTTPStatus.NOT_IMPLEMENTED
+        return not self.status or (
+            self.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR and not refused
+        )
 
 
 def run(

@@ -169,7 +169,7 @@ def _run(
     """
 
     def once(log: str) -> engine.Run:
-        return engine.run(
+        run = engine.run(
             command=builder.command,
             model_path=builder.model_path,
             serve_argv=builder.serve_argv,
@@ -179,6 +179,15 @@ def _run(
             settled=lambda: {kind: members.sizes(warm.tree(kind)) for kind in keys},
             tick=tick,
         )
+        if (
+            run.broke
+        ):  # vLLM's front end may outlive its engine, which died in the middle of a write
+            raise EngineError(
+                f"got status {run.status or 'none'} for the build run's completion, expected an answer",
+                reason="engine-broke",
+                hint=f"the whole log is at {run.log}",
+            )
+        return run
 
     for kind, key in keys.items():
         trees.prepare(volume, warm, key, held[kind], trust=builder.trust)
@@ -187,7 +196,7 @@ def _run(
     try:
         return once(f"{name}.log"), []
     except EngineError as exc:
-        if exc.reason != "engine-exited" or not based:
+        if exc.reason not in ("engine-exited", "engine-broke") or not based:
             raise
         _log.warning(
             "the engine ended over kernels that were there, running it once more over none",

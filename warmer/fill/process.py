@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from warmer.errors import EngineError
 
@@ -68,32 +68,47 @@ def python(module: str, *words: str) -> list[str]:
 def spawned(
     argv: Sequence[str], environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the engine in a process group of its own, and a watchdog over the group."""
+    """Start the engine in a process group of its own, and a watchdog over the group.
+
+    Raises:
+        EngineError: there can be no more processes, or what they need.
+    """
     held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     try:
-        process = subprocess.Popen(
+        process = _popen(
             [sys.executable, "-I", "-c", _LAUNCH, str(os.getpid()), *argv],
             env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
-        watchdog = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _WATCH, str(process.pid)],
-            env=dict(environment),
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
+        watchdog = None
         try:
+            watchdog = _popen(
+                [sys.executable, "-I", "-S", "-c", _WATCH, str(process.pid)],
+                env=dict(environment),
+                stdin=subprocess.PIPE,
+            )
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
             yield process
         finally:
             kill(process)
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                watchdog.communicate(b".", timeout=10)
+            if watchdog is not None:
+                with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                    watchdog.communicate(b".", timeout=10)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def _popen(argv: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(argv, start_new_session=True, **how)
+    except OSError as exc:
+        raise EngineError(
+            f"got no process for the engine ({exc.strerror or exc}), expected one",
+            reason="no-process",
+            hint="look at the container's limit of processes (pids) and at the node's memory",
+        ) from exc
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -68,7 +68,7 @@ def begin(volume: Volume, weights: str, versions: Mapping[str, str | None]) -> b
                 f.write(loaders.encode(trial, by=f"warmer {__version__}"))
         except FileExistsError:
             return False
-        except OSError:
+        except BaseException:  # a signal too: a record that nobody ends forbids measuring
             abandon(volume, weights, versions)
             raise
     return True
@@ -137,6 +137,7 @@ def run(
 
     Raises:
         EngineError: vLLM could not be imported, or it took too long.
+        VolumeError: there is no room for temporary files.
     """
     asked = [
         {
@@ -150,6 +151,7 @@ def run(
     ask = json.dumps({"model": model, "loaders": asked, "filled": filled, "patience": timeout})
     inside = os.path.join(caches, "")
     with (
+        using("the directory for temporary files"),
         as_file(files("warmer.fill").joinpath("load.py")) as script,
         tempfile.TemporaryDirectory(prefix="warmer-", ignore_cleanup_errors=True) as scratch,
     ):

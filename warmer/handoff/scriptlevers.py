@@ -44,18 +44,18 @@ _TAKES_MEMORY: Final = """\
 """
 # As `levers.decide` has it: with tensor-parallel ranks of one node, which vLLM starts itself.
 _NOT_FORKED: Final = """\
-        --pipe* | --data?par* | --prefill?c* | --nn* | --dist* | --conf* | -[dnp]*) fork= ;;
+        --pi* | --da* | --prefill?c* | --nn* | --dist* | --conf* | -[dnp]*) fork= ;;
 """
 # Who says himself how weights are loaded has decided. The others are those of `loaders.UNMEASURED` and
 # `ranks.SPREAD`.
 _NOT_LOADED: Final = """\
         {own} | --conf*) loader= ;;
-        --quantization* | --spec* | --ten* | --pipe* | --data?par* | --prefill?c* | --nn*) loader= ;;
+        --q* | --sp* | --te* | --pi* | --da* | --prefill?c* | --nn*) loader= ;;
         -[dnpqst]*) loader= ;;
 """
 # As `families.OTHER_REPOSITORIES`: what is there may have to be fetched.
 _ELSEWHERE: Final = """\
-        --tokenizer | --hf?conf* | --lora?mod* | --spec* | -s* | --conf*)
+        --tokenizer | --hf?c* | --lora?m* | --sp* | -s* | --conf*)
             [ -n "$offline" ] || unset {names}
             ;;
 """
@@ -90,7 +90,8 @@ def look(handoff: Handoff) -> str:
     on, before, cases = on_trial(handoff), "", []
     if levers.PLAN in handoff.env:
         before += "others=$unknown\n"
-        free = " | ".join(sorted({*freedoms.FREE_FLAGS, "--api-key"}))
+        # Some loaders hold memory of the GPU that the build run's plan does not know.
+        free = " | ".join(sorted({*freedoms.FREE_FLAGS, "--api-key"} - {"--load-format"}))
         cases.append(_TAKES_MEMORY.format(free=free))
     if "fork" in on:
         before += "fork=measured\n"

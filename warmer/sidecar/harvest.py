@@ -16,7 +16,7 @@ import structlog
 
 from warmer import ranks, regular
 from warmer.errors import VolumeError, using
-from warmer.fill import capacity, restore, stagings, trees
+from warmer.fill import answer, capacity, restore, stagings, trees
 from warmer.layout import SEAL, WarmDir
 from warmer.observe import inventory, numbers
 from warmer.seal import LONGEST
@@ -151,10 +151,11 @@ class Harvest:
             return False
         if held[kind].verdict != "sealed":  # a server that is ready without any needs none
             return True
-        ours = {path for k, path in seen if k == kind}
+        noted = {answer.NAME}  # by a build run alone
+        ours = {path for k, path in seen if k == kind} - noted
         key, number = self.job.keys[kind], held[kind].generation
         manifest, _ = restore.read_manifest(self.volume, key, number, trust=self.trust)
-        theirs = manifest.members.keys()
+        theirs = manifest.members.keys() - noted
         # Another pod's stands, unless all of it is here too; the next start will try it.
         if kind == "compile" and not theirs <= ours:
             return False
