@@ -34,6 +34,12 @@ def heed(*numbers: signal.Signals) -> None:
     ears.listen()
 
 
+def unwrapped(exc: BaseException) -> BaseException:
+    """Find the signal in what Python made of it: before 3.12 a class being made wraps what is raised."""
+    stopped = isinstance(exc, RuntimeError) and isinstance(exc.__cause__, TerminatedError)
+    return exc.__cause__ or exc if stopped else exc
+
+
 class _StopError(TerminatedError):
     """Held by whoever unwinds, and by `cli` at the end."""
 

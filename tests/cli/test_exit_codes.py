@@ -121,7 +121,7 @@ def test_a_wrong_word_for_vllm_is_2(place, serve, reason, word):
     ("text", "word"),
     [
         ("volume: [unclosed", "line"),
-        ("just words", "str"),
+        ("just words", "a word"),
         ("- a\n- list", "list"),
         ("volumes: /models", "'volumes'"),
         ("config: /other.yaml", "'config'"),

@@ -237,3 +237,16 @@ def test_a_signal_that_arrives_while_a_staging_is_made_leaves_none(place, tmp_pa
     assert f"/staging/{kind}-" in made()[-1]
     assert result.said == ["warmer: stopped by SIGTERM"]
     assert (place.staged(), place.held(), runs.processes(place.warm)) == ([], [], [])
+
+
+def test_a_signal_while_a_class_is_made_is_no_bug():
+    script = (
+        "import os, signal\nfrom warmer import cli\n"
+        "class Attribute:\n    def __set_name__(self, *_):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n        signal.pause()\n"
+        "def work():\n    class Made:\n        attribute = Attribute()\n"
+        "cli._run = work\ncli.main()\n"
+    )
+    argv = [sys.executable, "-c", script]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr) == (143, "warmer: stopped by SIGTERM\n")

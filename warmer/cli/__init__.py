@@ -108,7 +108,7 @@ def _outcome(*, as_json: bool) -> int:
         signals.leave()
     except BaseException as exc:  # noqa: BLE001 - this is the one place that knows what to do
         signals.leave()
-        failure = exc
+        failure = signals.unwrapped(exc)
     else:
         return code
     if isinstance(failure, WarmerError):
