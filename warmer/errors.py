@@ -119,10 +119,15 @@ _VOLUME_ERRNOS: Final = {
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Say which of the known words is near, as a question; empty where none is."""
-    import difflib  # noqa: PLC0415 - only where something was mistyped
+    found = near(word, known)
+    return f"did you mean {found[0]}?" if found else ""
 
-    near = difflib.get_close_matches(word.lower().replace("_", "-"), [*known], n=1)
-    return f"did you mean {near[0]}?" if near else ""
+
+def near(word: str, known: Iterable[str], *, alike: float = 0.6) -> list[str]:
+    """Find the known words that one may be mistyped for, the nearest first; `alike` is from 0 to 1."""
+    import difflib  # noqa: PLC0415 - only where something may be mistyped
+
+    return difflib.get_close_matches(word.lower().replace("_", "-"), [*known], cutoff=alike)
 
 
 def volume_error(exc: OSError, place: str) -> VolumeError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import stat
@@ -16,7 +15,7 @@ import click
 from warmer import regular, settings
 from warmer.cli.options import option, variable
 from warmer.cli.typed import Finite
-from warmer.errors import BusyError, UsageError, using
+from warmer.errors import BusyError, UsageError, near, using
 from warmer.layout import WarmDir
 
 if TYPE_CHECKING:
@@ -34,9 +33,8 @@ class _Serve(click.Command):
         known = [name for param in self.get_params(ctx) for name in param.opts if name[:2] == "--"]
         for word in args[: args.index("--")] if "--" in args else args:
             name = word.partition("=")[0]
-            near = difflib.get_close_matches(name, known, cutoff=_NEAR) if name[:2] == "--" else []
-            if near and name not in known:
-                raise click.NoSuchOption(name, possibilities=near, ctx=ctx)
+            if name[:2] == "--" and name not in known and (meant := near(name, known, alike=_NEAR)):
+                raise click.NoSuchOption(name, possibilities=meant, ctx=ctx)
         return super().parse_args(ctx, args)
 
 

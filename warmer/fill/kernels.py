@@ -179,9 +179,8 @@ def _run(
             settled=lambda: {kind: members.sizes(warm.tree(kind)) for kind in keys},
             tick=tick,
         )
-        if (
-            run.broke
-        ):  # vLLM's front end may outlive its engine, which died in the middle of a write
+        # vLLM's front end may outlive its engine, which died in the middle of a write.
+        if run.broke:
             raise EngineError(
                 f"got status {run.status or 'none'} for the build run's completion, expected an answer",
                 reason="engine-broke",
